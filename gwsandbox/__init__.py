@@ -1,0 +1,61 @@
+"""Run work that may hang, leak, explode or attack: each task in a process and a cgroup v2 of its own.
+
+::
+
+    from gwsandbox import ProcessManager, Task
+
+    with ProcessManager(worker_timeout_seconds=5, memory_limit_in_gib=1) as manager:
+        manager.queue_tasks(Task(convert, (path,)) for path in paths)
+        for result in manager.as_completed():
+            print(result.outcome, result.detail)
+"""
+
+from gwsandbox.errors import (
+    CgroupError,
+    CpuTimeExceeded,
+    DegradedWarning,
+    GuestCrashed,
+    GuestError,
+    GuestFailed,
+    GuestKilled,
+    GuestSetupError,
+    OutputExceeded,
+    RemoteTraceback,
+    SandboxError,
+    TaskCancelled,
+    TransferError,
+)
+from gwsandbox.limits import Limits
+from gwsandbox.manager import GlasswallProcessManager, ProcessManager
+from gwsandbox.result import Enforcement, Outcome, TaskResult, Usage
+from gwsandbox.run import run
+from gwsandbox.task import Command, CommandOutput, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CgroupError",
+    "Command",
+    "CommandOutput",
+    "CpuTimeExceeded",
+    "DegradedWarning",
+    "Enforcement",
+    "GlasswallProcessManager",
+    "GuestCrashed",
+    "GuestError",
+    "GuestFailed",
+    "GuestKilled",
+    "GuestSetupError",
+    "Limits",
+    "Outcome",
+    "OutputExceeded",
+    "ProcessManager",
+    "RemoteTraceback",
+    "SandboxError",
+    "Task",
+    "TaskCancelled",
+    "TaskResult",
+    "TransferError",
+    "Usage",
+    "run",
+]

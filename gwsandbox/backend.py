@@ -1,0 +1,105 @@
+"""What the supervisor asks of a backend: a cell per attempt, and four verbs on it.
+
+A backend knows how limits are held and measured, and nothing about tasks.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from gwsandbox.judge import Reason
+from gwsandbox.limits import Limits
+from gwsandbox.result import Enforcement, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The kernel's out-of-memory counters of one cell; see ``judge.Evidence`` for their meaning."""
+
+    oom_events: int = 0
+    oom_kills: int = 0
+    oom_kills_local: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a look at a running cell gave: a reason to end it, and when to look again.
+
+    ``after`` is in seconds; ``None`` is never.
+    """
+
+    reason: Reason | None = None
+    after: float | None = None
+
+
+class Cell(Protocol):
+    """An opened instance of a backend: the walls around one attempt."""
+
+    enforcement: Enforcement
+    memory_refusable: bool
+    """Whether a limit of ours can make an allocation fail inside the guest (RLIMIT_DATA)."""
+    first_check: float | None
+    """Seconds from the guest's start to the first ``check``; ``None`` where none is needed."""
+
+    @property
+    def cgroup(self) -> int | None:
+        """Descriptor of the cgroup that the guest is to be born in, or ``None``."""
+
+    def attach(self) -> None:
+        """In the guest, before anything of the task: confine this process, where being born did not."""
+
+    def started(self, pid: int, *, keeps_memory: bool) -> None:
+        """The guest's main process runs and is ``pid``; it keeps the memory of the fork, or executes a program."""
+
+    def check(self, elapsed: float) -> Check:
+        """Look at what no event of the kernel tells: CPU time, and without cgroups memory."""
+
+    def kill(self) -> None:
+        """Kill every process in the cell; returns at once. Safe to call again, and after all are dead."""
+
+    def left(self) -> int | None:
+        """Descriptor to wait on while processes are left in the cell, or ``None`` when none is.
+
+        It is to be waited on for EPOLLPRI (cgroup.events) or EPOLLIN (a pidfd); whoever waits asks again.
+        """
+
+    def usage(self, wall_seconds: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
+        """What the guest used; to be called once, when nothing is left of it."""
+
+    def close(self) -> None:
+        """Release everything of the cell. Nothing may live in it any more."""
+
+
+class Backend(Protocol):
+    """How limits are held on this host."""
+
+    name: str
+    needs_subreaper: bool
+    """Whether descendants can only be found by being handed to the nearest subreaper."""
+
+    def prepare(self) -> None:
+        """Once per run, in the caller's process: get ready to open cells."""
+
+    def open(self, limits: Limits) -> Cell:
+        """Make a cell that holds ``limits``, before there is a process to put into it."""
+
+    def destroy(self) -> None:
+        """Kill and remove whatever cgroups are left of this run. Waits until done; safe to call again."""
+
+
+def rlimits(limits: Mapping[str, float]) -> list[tuple[int, int, int]]:
+    """The limits that setrlimit(2) holds on every backend, as (resource, soft, hard)."""
+    found = [(resource.RLIMIT_CORE, 0, 0)]  # a crash shall not fill the disk with the guest's memory
+    if "open_files" in limits:
+        found.append((resource.RLIMIT_NOFILE, int(limits["open_files"]), int(limits["open_files"])))
+    if "file_size" in limits:
+        found.append((resource.RLIMIT_FSIZE, int(limits["file_size"]), int(limits["file_size"])))
+    if "cpu_seconds" in limits:
+        # Whole seconds only, so rounded up: the exact limit is held by the supervisor's own look at the clock.
+        # One second more until SIGKILL, for processes that ignore SIGXCPU.
+        whole = int(-(-limits["cpu_seconds"] // 1))
+        found.append((resource.RLIMIT_CPU, whole, whole + 1))
+    return found

@@ -1,0 +1,226 @@
+"""The cgroup backend: a fresh leaf per attempt, its limits written before there is a process to put in it.
+
+Facts about the files are from Documentation/admin-guide/cgroup-v2.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+
+from gwsandbox.backend import Check, Counters
+from gwsandbox.cgroup import files, run_group
+from gwsandbox.cgroup.root import DelegatedRoot, find_root
+from gwsandbox.errors import CgroupError
+from gwsandbox.judge import Reason
+from gwsandbox.limits import Limits
+from gwsandbox.result import Enforcement, Usage
+
+_CPU_PERIOD = 100_000  # microseconds; the kernel's own default
+_HELD_BY = {
+    "memory": "memory.max",
+    "swap": "memory.swap.max",
+    "pids": "pids.max",
+    "cpus": "cpu.max",
+    "cpu_seconds": "cpu.stat + RLIMIT_CPU",
+    "wall_seconds": "deadline + cgroup.kill",
+    "open_files": "RLIMIT_NOFILE",
+    "file_size": "RLIMIT_FSIZE",
+    "output": "supervisor",
+}
+
+
+class CgroupBackend:
+    """Limits held by cgroup v2, one leaf per attempt under ``root``."""
+
+    name = "cgroup"
+    needs_subreaper = False
+
+    def __init__(self, root: DelegatedRoot | None = None) -> None:
+        """Find the delegated root of this process, where none is given.
+
+        Raises:
+            CgroupError: There is none.
+        """
+        self.root = root or find_root()
+        self._path = ""
+        self._folder = -1
+        self._opened = 0
+        self._enforcements: dict[Limits, Enforcement] = {}
+
+    def prepare(self) -> None:
+        """Sweep what dead owners left, and open this run's group.
+
+        Raises:
+            CgroupError: The kernel refused.
+        """
+        run_group.sweep(self.root.path)
+        self._path, self._folder = run_group.open_run_group(self.root)
+
+    def open(self, limits: Limits) -> Leaf:
+        """A fresh leaf with ``limits`` written.
+
+        Raises:
+            CgroupError: The kernel refused, or a limit has no controller to hold it.
+        """
+        enforcement = self._enforcements.get(limits)
+        if enforcement is None:
+            enforcement = self._enforcements[limits] = self._enforce(limits)
+        self._opened += 1
+        name = f"task-{self._opened}"
+        path = f"{self._path}/{name}"
+        try:
+            os.mkdir(name, 0o755, dir_fd=self._folder)
+        except OSError as error:
+            raise CgroupError("open leaf", path=path, errno=error.errno or 0) from error
+        try:
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+            leaf = Leaf(path, folder, limits, enforcement)
+            leaf.write_limits()
+        except BaseException:
+            os.rmdir(name, dir_fd=self._folder)
+            raise
+        return leaf
+
+    def _enforce(self, limits: Limits) -> Enforcement:
+        asked = limits.asked()
+        degraded = {}
+        if "cpus" in asked and "cpu" not in self.root.controllers:
+            degraded["cpus"] = "the cpu controller is not delegated: set Delegate=cpu memory pids in the unit"
+        held = {name: _HELD_BY[name] for name in asked if name not in degraded}
+        if "memory" in asked:
+            held["swap"] = _HELD_BY["swap"]
+        return Enforcement(self.name, held, degraded)
+
+    def destroy(self) -> None:
+        """Kill and remove the run group with all its leaves."""
+        if self._path:
+            run_group.destroy(self._path)
+            os.close(self._folder)
+            self._path = ""
+
+
+class Leaf:
+    """The cgroup of one attempt."""
+
+    memory_refusable = False
+
+    def __init__(self, path: str, folder: int, limits: Limits, enforcement: Enforcement) -> None:
+        self.path = path
+        self.enforcement = enforcement
+        self.cgroup = folder
+        self._limits = limits
+        self._events = -1
+        self._cpu_limit = limits.asked().get("cpu_seconds")
+        self.first_check = None if self._cpu_limit is None else self._cpu_limit / (os.cpu_count() or 1)
+
+    def write_limits(self) -> None:
+        asked = self._limits.asked()
+        if memory := asked.get("memory"):
+            # First oom.group and swap, so that there is no instant in which only half of it holds.
+            self._write("memory.oom.group", "1")
+            swap = int(asked.get("swap", 0))
+            # Without swap accounting (swapaccount=0) there is no such file.
+            if not self._write("memory.swap.max", str(swap)) and _swap_is_on():
+                raise CgroupError(
+                    "limit swap: this kernel has swap but does not account it",
+                    path=f"{self.path}/memory.swap.max",
+                    remedy="boot with swapaccount=1, or swapoff -a",
+                )
+            self._write("memory.max", str(int(memory)))
+        if pids := asked.get("pids"):
+            self._write("pids.max", str(int(pids)))
+        if (cpus := asked.get("cpus")) and "cpus" not in self.enforcement.degraded:
+            self._write("cpu.max", f"{int(cpus * _CPU_PERIOD)} {_CPU_PERIOD}")
+
+    def _write(self, name: str, value: str) -> bool:
+        return files.write(name, value, self.cgroup, "write limit", self.path)
+
+    def attach(self) -> None:
+        files.write("cgroup.procs", "0", self.cgroup, "join leaf", self.path)
+
+    def started(self, pid: int, *, keeps_memory: bool) -> None:
+        """Nothing to do: the group knows its processes."""
+
+    def check(self, elapsed: float) -> Check:
+        """CPU time has no event: look when it can be used up at the earliest, all CPUs burning."""
+        if self._cpu_limit is None:
+            return Check()
+        left = self._cpu_limit - files.parse_flat(files.read("cpu.stat", self.cgroup)).get("usage_usec", 0) / 1e6
+        if left <= 0:
+            return Check(Reason.CPU_TIME)
+        return Check(after=max(left / (os.cpu_count() or 1), 0.01))
+
+    def kill(self) -> None:
+        run_group.kill(self.cgroup, self.path)
+
+    def left(self) -> int | None:
+        if self._events < 0:
+            self._events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.cgroup)
+        # Read through the descriptor that is waited on: a change after this read wakes the waiter.
+        return self._events if b"populated 1" in os.pread(self._events, 4096, 0) else None
+
+    def usage(self, wall_seconds: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
+        figures: dict[str, int | float] = {"wall_seconds": wall_seconds}
+        sources = {"wall_seconds": "CLOCK_MONOTONIC"}
+
+        def note(field: str, value: float | None, source: str) -> None:
+            if value is not None:
+                figures[field], sources[field] = value, source
+
+        cpu = files.parse_flat(files.read("cpu.stat", self.cgroup))
+        note("cpu_user_seconds", cpu["user_usec"] / 1e6, "cpu.stat")
+        note("cpu_system_seconds", cpu["system_usec"] / 1e6, "cpu.stat")
+        note(*self._memory_peak(rusage))
+        note(*self._swap_peak())
+        note("pids_peak", files.parse_number(self._read("pids.peak")), "pids.peak")  # Linux 6.1
+        note("pids_limit_hits", files.parse_flat(self._read("pids.events")).get("max"), "pids.events")
+        events = files.parse_flat(self._read("memory.events"))
+        note("oom_kills", events.get("oom_kill"), "memory.events")
+        if bytes_moved := files.parse_io(self._read("io.stat")):
+            note("io_read_bytes", bytes_moved[0], "io.stat")
+            note("io_write_bytes", bytes_moved[1], "io.stat")
+        note("memory_pressure_seconds", files.parse_pressure(self._read("memory.pressure")), "memory.pressure")
+        return Usage(**figures, sources=sources), self._counters(events)  # type: ignore[arg-type]
+
+    def _read(self, name: str) -> str | None:
+        return files.read(name, self.cgroup)
+
+    def _memory_peak(self, rusage: resource.struct_rusage) -> tuple[str, int | None, str]:
+        peak = files.parse_number(self._read("memory.peak"))
+        if peak is not None:
+            return "memory_peak_bytes", peak, "memory.peak"
+        # Before Linux 5.19. The largest process that was waited for is a lower bound of the group's peak.
+        return "memory_peak_bytes", rusage.ru_maxrss * 1024, "ru_maxrss (no memory.peak before Linux 5.19)"
+
+    def _swap_peak(self) -> tuple[str, int | None, str]:
+        if "memory" in self._limits.asked() and not self._limits.asked().get("swap"):
+            return "swap_peak_bytes", 0, "memory.swap.max=0"
+        return "swap_peak_bytes", files.parse_number(self._read("memory.swap.peak")), "memory.swap.peak"
+
+    def _counters(self, events: dict[str, int]) -> Counters:
+        if not any(events.get(name) for name in ("oom", "oom_kill")):
+            return Counters()
+        local = self._read("memory.events.local")
+        # Before Linux 5.2 there is no local file; the hierarchical one is right unless the task nests groups.
+        own = events if local is None else files.parse_flat(local)
+        return Counters(own.get("oom", 0), events.get("oom_kill", 0), own.get("oom_kill", 0))
+
+    def close(self) -> None:
+        if self._events >= 0:
+            os.close(self._events)
+        os.close(self.cgroup)
+        try:
+            os.rmdir(self.path)
+        except OSError as error:
+            if error.errno not in {errno.EBUSY, errno.ENOTEMPTY}:
+                raise CgroupError("remove leaf", path=self.path, errno=error.errno or 0) from error
+            run_group.destroy(self.path)
+
+
+def _swap_is_on() -> bool:
+    with contextlib.suppress(FileNotFoundError), open("/proc/swaps", encoding="utf-8") as file:
+        return len(file.readlines()) > 1
+    return False

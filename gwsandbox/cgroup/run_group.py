@@ -1,0 +1,191 @@
+"""The run group: one cgroup per run of a manager, with a leaf per attempt below it.
+
+It carries its owner's pid and start time in its name, and a lock (flock) that ends with its last holder, so
+that the next start knows what a killed owner left behind and sweeps it: whoever removes a run group holds
+its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import select
+
+from gwsandbox.cgroup import files
+from gwsandbox.cgroup.root import RUN_NAME, DelegatedRoot
+from gwsandbox.errors import CgroupError
+
+_ASIDE = "supervisor"
+_numbers = itertools.count()
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def open_run_group(root: DelegatedRoot) -> tuple[str, int]:
+    """Make a run group under ``root``; its path, and a descriptor that holds its lock.
+
+    Raises:
+        CgroupError: The kernel refused.
+    """
+    folder = _open_folder(root.path)
+    try:
+        _step_aside(root, folder)
+        pid = os.getpid()
+        path = f"{root.path}/gwsandbox-{pid}-{start_time(pid)}-{next(_numbers)}"
+        try:
+            os.mkdir(path, 0o755)
+        except OSError as error:
+            raise CgroupError("open run group", path=path, errno=error.errno or 0) from error
+    finally:
+        os.close(folder)
+    group = _open_folder(path)
+    fcntl.flock(group, fcntl.LOCK_EX)
+    _enable(root.controllers, group, path)
+    return path, group
+
+
+def _open_folder(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _step_aside(root: DelegatedRoot, folder: int) -> None:
+    """Give the root's controllers to its children, for which it may hold no process itself.
+
+    That is cgroup v2's no-internal-process rule, from which only the hierarchy's own root is free. All that
+    is in a delegated group belongs to its unit, so all of it moves, and only if it has to.
+    """
+    enabled = (files.read("cgroup.subtree_control", folder) or "").split()
+    if root.controllers <= set(enabled):
+        return
+    try:
+        _enable(root.controllers, folder, root.path)
+    except CgroupError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _move_processes(folder, root.path)
+        _enable(root.controllers, folder, root.path)
+
+
+def _enable(controllers: frozenset[str], folder: int, path: str) -> None:
+    value = " ".join(f"+{name}" for name in sorted(controllers))
+    files.write("cgroup.subtree_control", value, folder, "enable controllers", path)
+
+
+def _move_processes(folder: int, path: str) -> None:
+    aside = f"{path}/{_ASIDE}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(aside, 0o755)
+    target = _open_folder(aside)
+    try:
+        # A process that forks while its parent moves is seen on the next round.
+        while pids := (files.read("cgroup.procs", folder) or "").split():
+            for pid in pids:
+                try:
+                    files.write("cgroup.procs", pid, target, "step aside", aside)
+                except CgroupError as error:
+                    if error.errno != errno.ESRCH:
+                        raise
+    finally:
+        os.close(target)
+
+
+def is_populated(folder: int) -> bool:
+    """Whether any process lives in this cgroup or below it."""
+    return files.parse_flat(files.read("cgroup.events", folder)).get("populated", 0) == 1
+
+
+def kill(folder: int, path: str) -> None:
+    """Send SIGKILL to every process in a cgroup and below it.
+
+    Before Linux 5.14 there is no cgroup.kill: the group is frozen first, so that nothing forks away from us,
+    and thawed after, as a frozen process of version 2 dies of SIGKILL but its group stays frozen.
+    """
+    if files.write("cgroup.kill", "1", folder, "kill", path):
+        return
+    files.write("cgroup.freeze", "1", folder, "kill", path)
+    for current, _, _ in os.walk(path):
+        with contextlib.suppress(FileNotFoundError), open(f"{current}/cgroup.procs", encoding="ascii") as procs:
+            for pid in procs.read().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), 9)
+    files.write("cgroup.freeze", "0", folder, "kill", path)
+
+
+def remove(path: str) -> None:
+    """Remove a cgroup in which nothing lives, and the groups that a guest may have made in it.
+
+    A guest may have taken the permissions from its own groups; rmdir asks for those of the parent.
+
+    Raises:
+        CgroupError: A process still lives in it.
+    """
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+        if not below:
+            raise CgroupError("remove cgroup", path=path, errno=error.errno or 0) from error
+        for folder in below:
+            remove(folder)
+        os.rmdir(path)
+
+
+def destroy(path: str) -> None:
+    """Kill everything in a cgroup, wait until nothing lives in it, and remove it with all below."""
+    try:
+        folder = _open_folder(path)
+    except FileNotFoundError:
+        return
+    try:
+        events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            while is_populated(folder):
+                kill(folder, path)
+                poll.poll(1000)  # a fork that raced the kill is killed by the next round
+        finally:
+            os.close(events)
+        remove(path)
+    finally:
+        os.close(folder)
+
+
+def leftovers(root: str) -> list[str]:
+    """Paths of the run groups under ``root`` whose owner is dead and whose lock nobody holds."""
+    found = []
+    for entry in os.scandir(root):
+        match = RUN_NAME.fullmatch(entry.name)
+        if match is None or start_time(int(match[1])) == int(match[2]):
+            continue
+        with contextlib.suppress(OSError):
+            folder = _open_folder(entry.path)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(entry.path)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(folder)
+    return found
+
+
+def sweep(root: str) -> list[str]:
+    """Remove what dead owners left behind under ``root``; the paths that were removed."""
+    swept = []
+    for path in leftovers(root):
+        destroy(path)
+        swept.append(path)
+    return swept

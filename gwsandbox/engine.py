@@ -1,0 +1,335 @@
+"""The caller's side of one run: starts a supervisor, gives it orders, turns its reports into results."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gwsandbox import transport
+from gwsandbox.backend import Backend
+from gwsandbox.errors import (
+    CpuTimeExceeded,
+    GuestCrashed,
+    GuestFailed,
+    GuestKilled,
+    OutputExceeded,
+    SandboxError,
+    TaskCancelled,
+    TransferError,
+)
+from gwsandbox.judge import Delivery
+from gwsandbox.keeper import keep
+from gwsandbox.limits import Limits
+from gwsandbox.protocol import Link, Order, Report
+from gwsandbox.result import Outcome, TaskResult
+from gwsandbox.supervisor import Config, Supervisor
+from gwsandbox.task import Command, CommandOutput, Task
+
+_GIB = 1024**3
+
+_EXCEPTIONS: dict[Outcome, type[Exception]] = {
+    Outcome.FAILED: GuestFailed,
+    Outcome.TIMED_OUT: TimeoutError,
+    Outcome.CPU_TIME_EXCEEDED: CpuTimeExceeded,
+    Outcome.OUT_OF_MEMORY: MemoryError,
+    Outcome.OUTPUT_EXCEEDED: OutputExceeded,
+    Outcome.CRASHED: GuestCrashed,
+    Outcome.KILLED: GuestKilled,
+    Outcome.CANCELLED: TaskCancelled,
+}
+
+# Run by a clean interpreter in "forkserver" mode.
+_FORKSERVER = "import sys; from gwsandbox.engine import serve; serve(int(sys.argv[1]))"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all tasks of a run have in common; see ``ProcessManager``.
+
+    ``timeout_seconds`` and ``memory_limit_in_gib`` are as the user wrote them, for the results to show.
+    """
+
+    max_workers: int
+    limits: Limits
+    start_method: str
+    timeout_seconds: float | None = None
+    memory_limit_in_gib: float | None = None
+    pass_through: bool = False
+
+
+class Engine:
+    """One supervisor, from its start to its end.
+
+    To be used by one thread. ``close`` must be called; it cancels what still runs, and comes back when nothing
+    of the run is left.
+    """
+
+    def __init__(self, backend: Backend, settings: Settings, brought: dict[int, Task | Command]) -> None:
+        """Start a supervisor.
+
+        Args:
+            backend: How limits are held.
+            settings: Of the run.
+            brought: Tasks, by number, that ``submit`` will order without their being pickled.
+
+        Raises:
+            SandboxError: It cannot be started.
+        """
+        self._backend = backend
+        self._settings = settings
+        self._brought = brought if settings.start_method == "fork" else {}
+        self._unfinished: dict[int, Task | Command] = {}
+        self._orders: list[Order] = []
+        self._arrived: deque[TaskResult] = deque()
+        self._lost = False
+        self.cancelled = False
+        backend.prepare()
+        own, others = socket.socketpair()
+        try:
+            self._keeper = self._fork(others, own) if settings.start_method == "fork" else self._spawn(others)
+        except BaseException:
+            own.close()
+            backend.destroy()
+            raise
+        finally:
+            others.close()
+        self._link = Link(own)
+
+    # --- starting -----------------------------------------------------------------------------------
+
+    def _config(self) -> Config:
+        return Config(
+            max_workers=self._settings.max_workers,
+            caller=os.getpid(),
+            pass_through=self._settings.pass_through,
+        )
+
+    def _fork(self, others: socket.socket, own: socket.socket) -> int:
+        config = self._config()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()  # or every guest would write again what is buffered here
+        # Blocked until the child has seen to itself: a Ctrl-C that arrives in it belongs to the caller.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                own.close()
+                self._become_keeper(others, config)
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _become_keeper(self, others: socket.socket, config: Config) -> None:
+        if not config.pass_through:
+            os.setsid()  # the terminal's signals are the caller's business
+        others.setblocking(False)
+        brought = self._brought
+
+        def supervise() -> None:
+            Supervisor(Link(others), self._backend, config, brought).run()
+
+        keep(self._backend, supervise, others.fileno())
+
+    def _spawn(self, others: socket.socket) -> int:
+        start = pickle.dumps((sys.path, self._backend, self._config()), protocol=5)
+        reader, writer = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _FORKSERVER, str(others.fileno()), str(reader)],
+                pass_fds=(others.fileno(), reader),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
+        finally:
+            os.close(reader)
+        with open(writer, "wb") as pipe, contextlib.suppress(BrokenPipeError):
+            pipe.write(start)
+        process.returncode = 0  # it is reaped by us: Popen would wait for it and warn
+        return process.pid
+
+    # --- orders -------------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> int:
+        """How many tasks were submitted and have no result yet."""
+        return len(self._unfinished) + len(self._arrived)
+
+    def has_brought(self, number: int) -> bool:
+        """Whether this task came along with the fork."""
+        return number in self._brought
+
+    def submit(self, number: int, task: Task | Command) -> None:
+        """Order a task, to be sent by ``flush``. Whatever becomes of it, ``next_result`` gives its result."""
+        limits = self._settings.limits.overridden_by(task.limits)
+        self._unfinished[number] = task
+        try:
+            work = None if self._brought.pop(number, None) is not None else self._pack(task)
+        except TransferError as error:
+            del self._unfinished[number]
+            self._arrived.append(self._result(task, Report(number, Outcome.FAILED, str(error), error=error), None))
+            return
+        self._orders.append(Order(number, limits, work))
+
+    def _pack(self, task: Task | Command) -> bytes | Command:
+        if isinstance(task, Command):
+            return task
+        return transport.pack_task(task, by_value=self._settings.start_method != "fork")
+
+    def flush(self) -> None:
+        """Send what was submitted."""
+        orders, self._orders = self._orders, []
+        if orders and not self._lost:
+            self._link.post(orders)
+            with contextlib.suppress(OSError):  # it is gone: the next ``next_result`` says so
+                self._link.flush()
+
+    # --- results ------------------------------------------------------------------------------------
+
+    def next_result(self) -> TaskResult:
+        """The next result; waits for one. To be called only while there are ``unfinished`` tasks."""
+        while not self._arrived:
+            self._receive()
+        return self._arrived.popleft()
+
+    def _receive(self) -> None:
+        if self._lost:
+            self._report_lost()
+            return
+        try:
+            messages = self._link.receive()
+        except EOFError:
+            self._lost = True
+            return
+        for report, descriptor in messages:
+            task = self._unfinished.pop(report.number, None)
+            if task is not None:
+                self._arrived.append(self._result(task, report, descriptor))
+            elif descriptor is not None:
+                os.close(descriptor)
+
+    def _report_lost(self) -> None:
+        error = SandboxError(
+            "the supervisor process ended before its time", remedy="see stderr, or the journal, for who killed it"
+        )
+        for number, task in self._unfinished.items():
+            report = Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)
+            self._arrived.append(self._result(task, report, None))
+        self._unfinished.clear()
+
+    def _result(self, task: Task | Command, report: Report, descriptor: int | None) -> TaskResult:
+        report, value, exception = _open_payload(task, report, descriptor)
+        if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
+            exception = _EXCEPTIONS.get(report.outcome, SandboxError)(report.detail)
+        peak = report.usage.memory_peak_bytes
+        return TaskResult(
+            task=task,
+            success=report.outcome is Outcome.SUCCEEDED,
+            result=value,
+            exception=exception,
+            exit_code=report.exit_code,
+            timeout_seconds=self._shown("wall_seconds", task, self._settings.timeout_seconds),
+            memory_limit_in_gib=self._shown("memory", task, self._settings.memory_limit_in_gib),
+            start_time=report.start_time,
+            end_time=report.end_time,
+            elapsed_time=report.usage.wall_seconds,
+            timed_out=report.outcome is Outcome.TIMED_OUT,
+            max_memory_used_in_gib=peak if peak is None else peak / _GIB,
+            out_of_memory=report.outcome is Outcome.OUT_OF_MEMORY,
+            outcome=report.outcome,
+            detail=report.detail,
+            usage=report.usage,
+            enforcement=report.enforcement,
+        )
+
+    def _shown(self, name: str, task: Task | Command, given: float | None) -> float | None:
+        """A limit as the user wrote it; as it is where it was given by ``Limits``."""
+        own: float | None = getattr(task.limits or Limits(), name)
+        if own is None and given is not None:
+            return given
+        value: float | None = getattr(self._settings.limits, name) if own is None else own
+        return value / _GIB if value and name == "memory" else value
+
+    # --- ending -------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """End everything that runs and all that waits; the results still come out of ``results``."""
+        self.cancelled = True
+        self._orders.clear()
+        self._link.end_of_orders()
+
+    def close(self) -> None:
+        """Cancel what is unfinished, and come back when no process or cgroup of the run is left."""
+        self._link.end_of_orders()
+        try:
+            while not self._lost:
+                self._receive()
+        finally:
+            self._link.close()
+            with contextlib.suppress(ChildProcessError):  # the caller's own code may have reaped it
+                os.waitpid(self._keeper, 0)
+            self._backend.destroy()
+
+
+def _overrules(report: Report) -> bool:
+    """Whether the outcome says more than the exception that the guest sent."""
+    return report.outcome not in {Outcome.FAILED, Outcome.SANDBOX_ERROR}
+
+
+def _open_payload(
+    task: Task | Command, report: Report, descriptor: int | None
+) -> tuple[Report, Any, BaseException | None]:
+    """What the guest sent: the report as it stands then, the value, the exception."""
+    if report.error is not None or not report.payload and descriptor is None:
+        return report, None, report.error
+    if isinstance(report.payload, tuple):
+        return report, CommandOutput(*report.payload), None
+    if report.delivery is Delivery.NOTHING or (report.outcome, report.delivery) == (Outcome.FAILED, Delivery.VALUE):
+        if descriptor is not None:
+            os.close(descriptor)
+        return report, None, None
+    try:
+        content = (
+            transport.read_inline(report.payload) if descriptor is None else transport.read_descriptor(descriptor)
+        )
+    except TransferError as error:
+        if report.outcome is Outcome.SUCCEEDED:
+            report = replace(report, outcome=Outcome.FAILED, detail=str(error))
+        return report, None, error
+    if report.delivery is Delivery.VALUE:
+        return report, content, None
+    exception, text = content
+    if report.outcome in {Outcome.FAILED, Outcome.SANDBOX_ERROR}:
+        report = replace(report, detail=_told(report, exception))
+    return report, CommandOutput(b"", b"") if isinstance(task, Command) else None, transport.attach_traceback(
+        exception, text
+    )
+
+
+def _told(report: Report, exception: BaseException) -> str:
+    text = transport.describe(exception)
+    return f"{report.detail}: {text}" if report.detail else text
+
+
+def serve(fd: int) -> None:
+    """In a clean interpreter ("forkserver"): become keeper and supervisor of the caller that spawned us."""
+    with open(int(sys.argv[2]), "rb") as pipe:
+        path, backend, config = pickle.load(pipe)
+    sys.path[:] = path
+    others = socket.socket(fileno=fd)
+    others.set_inheritable(False)
+    others.setblocking(False)
+
+    def supervise() -> None:
+        Supervisor(Link(others), backend, config, {}).run()
+
+    keep(backend, supervise, fd)

@@ -1,0 +1,108 @@
+"""The kernel's calls that Python has no wrapper for: one call, one function, the kernel's own name.
+
+The only module that uses ctypes. Every function raises ``OSError`` whose text names the call. Numbers are
+those of x86_64 and, from clone3 on, of every architecture (include/uapi/asm-generic/unistd.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+
+PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+PR_SET_CHILD_SUBREAPER = 36
+PR_GET_TID_ADDRESS = 40
+
+CLONE_PIDFD = 0x0000_1000  # include/uapi/linux/sched.h; Linux 5.2
+CLONE_CHILD_CLEARTID = 0x0020_0000
+CLONE_CHILD_SETTID = 0x0100_0000
+CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
+
+F_ADD_SEALS = 1033  # include/uapi/linux/fcntl.h
+F_SEAL_ALL = 0x000F  # SEAL | SHRINK | GROW | WRITE
+
+_SYS_CLONE3 = 435  # Linux 5.3
+_SYS_CLOSE_RANGE = 436  # Linux 5.9
+
+# PyDLL keeps the GIL: a child of clone3 must come back holding it.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_prctl = _libc.prctl
+_python = ctypes.pythonapi
+for _hook in (_python.PyOS_BeforeFork, _python.PyOS_AfterFork_Child, _python.PyOS_AfterFork_Parent):
+    _hook.restype = None
+    _hook.argtypes = []
+
+# struct clone_args up to its version 2, that of Linux 5.7: flags, pidfd, child_tid, parent_tid, exit_signal,
+# stack, stack_size, tls, set_tid, set_tid_size, cgroup.
+_CLONE_ARGS = struct.Struct("=11Q")
+
+
+def _fail(call: str) -> OSError:
+    errno = ctypes.get_errno()
+    return OSError(errno, f"{call}: {os.strerror(errno)}")
+
+
+def prctl(option: int, argument: int = 0) -> None:
+    """prctl(2) with one argument."""
+    if _prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        raise _fail("prctl")
+
+
+def close_range(first: int, last: int) -> None:
+    """close_range(2): close the descriptors from ``first`` to ``last``, both included."""
+    if _syscall(_SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0)):
+        raise _fail("close_range")
+
+
+def _tid_address() -> int:
+    """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
+    address = ctypes.c_void_p()
+    failed = _prctl(
+        PR_GET_TID_ADDRESS, ctypes.byref(address), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
+    )
+    return 0 if failed else address.value or 0
+
+
+def clone3(cgroup: int | None) -> tuple[int, int]:
+    """Fork by clone3(2): ``(0, -1)`` in the child, ``(pid, pidfd)`` in the parent.
+
+    The child is born in the cgroup whose descriptor is ``cgroup``, so it is never outside its limits, and the
+    lock that moving a process takes (milliseconds on a busy host) is not taken.
+
+    To be called in a single-threaded process only: the C library's own fork handlers do not run. Python's do.
+    As glibc's fork does, the kernel is asked to renew the thread id that the C library keeps, without which
+    the child's recursive locks would take it for its parent.
+    """
+    flags = CLONE_PIDFD
+    tid = _tid_address()
+    if tid:
+        flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID
+    if cgroup is not None:
+        flags |= CLONE_INTO_CGROUP
+    pidfd = ctypes.c_int(-1)
+    arguments = _CLONE_ARGS.pack(
+        flags, ctypes.addressof(pidfd), tid, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup or 0
+    )
+    number, size = ctypes.c_long(_SYS_CLONE3), ctypes.c_size_t(_CLONE_ARGS.size)
+    _python.PyOS_BeforeFork()
+    pid: int = _syscall(number, arguments, size)
+    if pid == 0:
+        _python.PyOS_AfterFork_Child()
+        return 0, -1
+    failure = _fail("clone3") if pid < 0 else None
+    _python.PyOS_AfterFork_Parent()
+    if failure is not None:
+        raise failure
+    return pid, pidfd.value
+
+
+def fork() -> tuple[int, int]:
+    """fork(2) and pidfd_open(2), for kernels and seccomp filters that refuse clone3."""
+    pid = os.fork()
+    if pid == 0:
+        return 0, -1
+    return pid, os.pidfd_open(pid)

@@ -1,0 +1,152 @@
+"""``Limits``: what one task may use. Pure data, and the parsing of "512MiB" and "5s"."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields, replace
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d|)\s*", re.IGNORECASE)
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+_LARGEST_SIZE = 2**63 - 1  # the kernel's own type for sizes is signed
+_LONGEST_SECONDS = 1e9  # 31 years: more is a mistake of unit
+_SMALLEST_CPU_SHARE = 0.01  # cpu.max takes no quota below 1 ms, of a period of 100 ms
+
+
+def parse_size(text: str, name: str = "size") -> int:
+    """Bytes that a text like ``"512MiB"`` means.
+
+    ``KiB MiB GiB TiB PiB`` and the bare ``K M G T P`` (as systemd and the kernel read them) are powers of
+    1024, ``kB MB GB TB PB`` powers of 1000, a bare number is bytes.
+
+    Raises:
+        ValueError: The text is not a size; the message names ``name``.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f"{name}: {text!r} is not a size; write for example 512MiB, 2G or 1048576")
+    number, prefix, binary, byte = match.groups()
+    base = 1000 if byte and not binary and prefix else 1024
+    power = " kmgtp".index(prefix.lower()) if prefix else 0
+    factor = int(base**power)
+    return math.floor(float(number) * factor) if "." in number else int(number) * factor
+
+
+def parse_duration(text: str, name: str = "duration") -> float:
+    """Seconds that a text like ``"5s"``, ``"500ms"``, ``"2m"`` or ``"1.5"`` means, as for timeout(1).
+
+    Raises:
+        ValueError: The text is not a duration; the message names ``name``.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{name}: {text!r} is not a duration; write for example 5s, 500ms, 2m or 1h")
+    return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+def check_number(value: object, name: str) -> float:
+    """``value`` as a finite number that is not negative.
+
+    Raises:
+        TypeError: It is not a number. ValueError: It is negative, NaN or infinite. Both name ``name``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}: {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be 0 (no limit) or a positive number, not {value!r}")
+    return value
+
+
+def _check_size(value: object, name: str) -> int:
+    if isinstance(value, str):
+        value = parse_size(value, name)
+    number = _check_count(value, name)
+    if number > _LARGEST_SIZE:
+        raise ValueError(f"{name} of {number} bytes is more than any machine has ({_LARGEST_SIZE})")
+    return number
+
+
+def _check_count(value: object, name: str) -> int:
+    number = check_number(value, name)
+    if number != int(number):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return int(number)
+
+
+def _check_seconds(value: object, name: str) -> float:
+    if isinstance(value, str):
+        value = parse_duration(value, name)
+    number = check_number(value, name)
+    if number > _LONGEST_SECONDS:
+        raise ValueError(f"{name} of {number} s is more than 31 years; the unit is seconds")
+    return number
+
+
+def _check_cpus(value: object, name: str) -> float:
+    number = check_number(value, name)
+    if 0 < number < _SMALLEST_CPU_SHARE:
+        raise ValueError(f"{name} of {number} is less than the kernel can give ({_SMALLEST_CPU_SHARE})")
+    return float(number)
+
+
+_CHECKS = {
+    "memory": _check_size,
+    "swap": _check_size,
+    "wall_seconds": _check_seconds,
+    "cpu_seconds": _check_seconds,
+    "cpus": _check_cpus,
+    "pids": _check_count,
+    "open_files": _check_count,
+    "file_size": _check_size,
+    "output": _check_size,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one task may use. Every field is optional: ``None`` is "not said", 0 is "no limit".
+
+    Args:
+        memory: Bytes of memory of the guest and all its descendants, or a text like ``"512MiB"``.
+        swap: Bytes of swap beyond that. Not said or 0: none, so that ``memory`` is the whole truth.
+        wall_seconds: Seconds of wall-clock time, or a text like ``"5s"``.
+        cpu_seconds: Seconds of CPU time, of all threads and descendants together.
+        cpus: Share of CPUs that may be used at a time; 0.5 is half of one.
+        pids: Processes and threads alive at a time.
+        open_files: Open descriptors of each process (RLIMIT_NOFILE).
+        file_size: Bytes of the largest file that may be written (RLIMIT_FSIZE).
+        output: Bytes of stdout and stderr together, kept and allowed.
+
+    Raises:
+        TypeError: A field is not a number (or text where that is allowed).
+        ValueError: A field is negative, NaN, infinite, not whole where it must be, or absurd.
+    """
+
+    memory: int | str | None = None
+    swap: int | str | None = None
+    wall_seconds: float | str | None = None
+    cpu_seconds: float | str | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    open_files: int | None = None
+    file_size: int | str | None = None
+    output: int | str | None = None
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, check(value, name))
+
+    def overridden_by(self, other: Limits | None) -> Limits:
+        """These limits with every field that ``other`` says replaced by its own."""
+        if other is None:
+            return self
+        said = {f.name: v for f in fields(other) if (v := getattr(other, f.name)) is not None}
+        return replace(self, **said) if said else self
+
+    def asked(self) -> dict[str, float]:
+        """The limits that are to be held, by name; those of ``None`` and 0 are left out."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name))}

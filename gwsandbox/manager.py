@@ -1,0 +1,289 @@
+"""``ProcessManager``: queue tasks, get results."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Literal, Self
+
+from gwsandbox.backend import Backend
+from gwsandbox.cgroup.leaf import CgroupBackend
+from gwsandbox.engine import Engine, Settings
+from gwsandbox.errors import CgroupError, DegradedWarning, TaskCancelled
+from gwsandbox.limits import Limits, check_number
+from gwsandbox.result import Outcome, TaskResult
+from gwsandbox.rlimit import RlimitBackend
+from gwsandbox.task import Command, Task, check_limits, shorten
+
+_GIB = 1024**3
+# Orders that a supervisor has beyond its slots, so that a slot that comes free is filled at once.
+_AHEAD_PER_WORKER = 2
+
+Work = Task | Command
+
+
+class ProcessManager:
+    """Runs each task in a process, and where the host allows it a cgroup, of its own.
+
+    ::
+
+        with ProcessManager(max_workers=4, worker_timeout_seconds=5, memory_limit_in_gib=1) as manager:
+            for path in paths:
+                manager.queue_task(Task(func=work, args=(path,)))
+        for result in manager.task_results: ...
+
+    or, inside of the block, ``for result in manager.as_completed(): ...``. To be used by one thread.
+
+    Args:
+        max_workers: Tasks at a time; ``None`` or 0: the logical CPUs that this process may use.
+        worker_timeout_seconds: Wall-clock seconds of each task; ``None`` or 0: no limit.
+        memory_limit_in_gib: GiB (1024**3 bytes) of memory of each task; ``None`` or 0: no limit.
+        limits: Further limits of each task; the two above override its ``wall_seconds`` and ``memory``.
+        hardening: Not available yet; must be ``None``.
+        backend: "cgroup", "rlimit", or "auto": cgroup where it can be had, else rlimit with a
+            ``DegradedWarning``.
+        start_method: "fork": guests see the caller's modules, globals and queued tasks as they are when
+            processing begins. "forkserver": a clean interpreter, safe when the caller has threads; callables
+            travel by cloudpickle.
+
+    Raises:
+        TypeError, ValueError: A parameter is of the wrong type, negative, NaN, infinite or absurd.
+        CgroupError: ``backend="cgroup"``, and no delegated cgroup v2 can be had; says why and what mends it.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        worker_timeout_seconds: float | None = None,
+        memory_limit_in_gib: float | None = None,
+        *,
+        limits: Limits | None = None,
+        hardening: None = None,
+        backend: Literal["auto", "cgroup", "rlimit"] = "auto",
+        start_method: Literal["fork", "forkserver"] = "fork",
+    ) -> None:
+        if hardening is not None:
+            raise TypeError(f"hardening must be None, as there is none yet; not {shorten(hardening)}")
+        if start_method not in {"fork", "forkserver"}:
+            raise ValueError(f"start_method must be 'fork' or 'forkserver', not {start_method!r}")
+        self.max_workers = _workers(max_workers)
+        self.worker_timeout_seconds = worker_timeout_seconds
+        self.memory_limit_in_gib = memory_limit_in_gib
+        self.limits = _limits(limits, worker_timeout_seconds, memory_limit_in_gib)
+        self.start_method = start_method
+        self.task_results: list[TaskResult] = []
+        self._backend = choose_backend(backend, stacklevel=3)
+        self._may_degrade = backend == "auto"
+        self._queue: deque[tuple[int, Work] | Iterator[Work]] = deque()
+        self._ready: deque[TaskResult] = deque()
+        self._engine: Engine | None = None
+        self._last_number = 0
+        self._owner = os.getpid()
+        self._pass_through = False
+
+    # --- queueing -----------------------------------------------------------------------------------
+
+    def queue_task(self, task: Work) -> None:
+        """Queue a task. Nothing starts before ``as_completed`` or the end of the block.
+
+        Raises:
+            TypeError: It is neither a ``Task`` nor a ``Command``.
+        """
+        self._queue.append(self._number(_check_task(task)))
+
+    def queue_tasks(self, tasks: Iterable[Work]) -> None:
+        """Queue tasks from an iterable, which is drawn from only as slots come free, in this thread.
+
+        Raises:
+            TypeError: It is not iterable; or, when it is drawn from, yields something else than a task.
+        """
+        self._queue.append(map(_check_task, iter(tasks)))
+
+    # --- processing ---------------------------------------------------------------------------------
+
+    def as_completed(self) -> Iterator[TaskResult]:
+        """Yield each result as its task completes; more tasks may be queued meanwhile.
+
+        ``task_results`` is not filled. Who leaves the loop early loses nothing: the rest is processed when
+        the block is left, or by the next call.
+
+        Raises:
+            SandboxError: No supervisor can be started.
+        """
+        self._check_process()
+        while True:
+            self._feed()
+            if self._ready:
+                yield self._ready.popleft()
+            elif self._engine is not None:
+                yield self._engine.next_result()
+            else:
+                return
+
+    def start_tasks(self) -> None:
+        """Process everything that is queued; ``task_results`` holds the results in order of completion.
+
+        Raises:
+            SandboxError: No supervisor can be started.
+        """
+        self.task_results = []
+        self.task_results.extend(self.as_completed())
+
+    def cancel(self) -> None:
+        """End everything at once: running and queued tasks get CANCELLED results.
+
+        Those come from ``as_completed`` or, when the block is left, in ``task_results``. Iterables given to
+        ``queue_tasks`` are not drawn from any more.
+        """
+        for entry in self._queue:
+            if isinstance(entry, tuple):
+                self._ready.append(_cancelled(entry[1]))
+        self._queue.clear()
+        if self._engine is not None:
+            self._engine.cancel()
+
+    def _feed(self) -> None:
+        """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
+        if self._engine is not None and not (self._engine.unfinished or self._queue):
+            self._close_engine()
+        if self._engine is None and self._queue:
+            self._start_engine()
+        if self._engine is not None and not self._engine.cancelled:
+            self._submit(self._engine)
+
+    def _submit(self, engine: Engine) -> None:
+        """All that the fork brought along at once; of the rest only what can start soon."""
+        while self._queue:
+            entry = self._queue[0]
+            if isinstance(entry, tuple) and engine.has_brought(entry[0]):
+                self._queue.popleft()
+            elif engine.unfinished >= self.max_workers * (1 + _AHEAD_PER_WORKER):
+                break
+            elif isinstance(entry, tuple):
+                self._queue.popleft()
+            else:
+                task = next(entry, None)
+                if task is None:
+                    self._queue.popleft()
+                    continue
+                entry = self._number(task)
+            engine.submit(*entry)
+        engine.flush()
+
+    def _number(self, task: Work) -> tuple[int, Work]:
+        self._last_number += 1
+        return self._last_number, task
+
+    def _start_engine(self) -> None:
+        brought = dict(entry for entry in self._queue if isinstance(entry, tuple))
+        settings = Settings(
+            max_workers=self.max_workers,
+            limits=self.limits,
+            start_method=self.start_method,
+            timeout_seconds=self.worker_timeout_seconds,
+            memory_limit_in_gib=self.memory_limit_in_gib,
+            pass_through=self._pass_through,
+        )
+        try:
+            self._engine = Engine(self._backend, settings, brought)
+        except CgroupError as error:
+            if not self._may_degrade:
+                raise
+            self._backend = _degrade(error, stacklevel=4)
+            self._engine = Engine(self._backend, settings, brought)
+
+    def _close_engine(self) -> None:
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            engine.close()
+
+    # --- the block ----------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Process the rest; or, where the block raised, cancel it and let the exception through."""
+        if os.getpid() != self._owner:
+            return  # a fork of the caller's own that unwinds: what runs is not its to end
+        try:
+            if error is not None:
+                self.cancel()
+            if self._engine is not None or self._queue or self._ready:
+                self.start_tasks()
+        finally:
+            self._close_engine()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._owner:
+            raise RuntimeError(
+                f"this ProcessManager belongs to process {self._owner}, not to {os.getpid()}; make one of its own"
+            )
+
+
+def _check_task(task: object) -> Work:
+    if not isinstance(task, Task | Command):
+        raise TypeError(f"a task must be a Task or a Command, not {type(task).__name__}: {shorten(task)}")
+    return task
+
+
+def _cancelled(task: Work) -> TaskResult:
+    detail = "ended by the caller before it started"
+    return TaskResult(
+        task, success=False, exception=TaskCancelled(detail), outcome=Outcome.CANCELLED, detail=detail
+    )
+
+
+def _workers(max_workers: int | None) -> int:
+    number = check_number(0 if max_workers is None else max_workers, "max_workers")
+    if number != int(number):
+        raise ValueError(f"max_workers must be a whole number, not {max_workers!r}")
+    return int(number) or len(os.sched_getaffinity(0))
+
+
+def _limits(limits: Limits | None, timeout: float | None, memory_in_gib: float | None) -> Limits:
+    """All limits as one; the two that existing scripts give by position are named in errors as they know them."""
+    memory = None
+    if memory_in_gib is not None:
+        memory = int(check_number(memory_in_gib, "memory_limit_in_gib") * _GIB)
+        if memory_in_gib and not memory:
+            raise ValueError(f"memory_limit_in_gib of {memory_in_gib!r} is less than a byte")
+    if timeout is not None:
+        check_number(timeout, "worker_timeout_seconds")
+    return (check_limits(limits) or Limits()).overridden_by(Limits(wall_seconds=timeout, memory=memory))
+
+
+def choose_backend(name: str, *, stacklevel: int) -> Backend:
+    """The backend of that name; for "auto" the best that this host has.
+
+    Raises:
+        ValueError: There is none of that name. CgroupError: It is "cgroup", which cannot be had.
+    """
+    if name == "rlimit":
+        return RlimitBackend()
+    if name not in {"auto", "cgroup"}:
+        raise ValueError(f"backend must be 'auto', 'cgroup' or 'rlimit', not {name!r}")
+    try:
+        return CgroupBackend()
+    except CgroupError as error:
+        if name == "cgroup":
+            raise
+        return _degrade(error, stacklevel=stacklevel + 1)
+
+
+def _degrade(error: CgroupError, *, stacklevel: int) -> Backend:
+    warnings.warn(
+        "no cgroup v2 here, so limits are held by rlimits and sampling: memory of a tree of processes can pass "
+        f"its limit for a moment, and cpus and pids are not held. {error}",
+        DegradedWarning,
+        stacklevel=stacklevel,
+    )
+    return RlimitBackend()
+
+
+GlasswallProcessManager = ProcessManager

@@ -1,0 +1,77 @@
+"""How much memory there is and is used, for people who size their runs by it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import psutil
+
+from gwsandbox import process_tree
+
+_GIB = 1024**3
+_V1_NO_LIMIT = 2**62  # version 1 says "no limit" by a number close to the largest
+
+
+def bytes_to_gigibytes(n: float) -> float:
+    """``n`` bytes in GiB (1024**3 bytes)."""
+    return n / _GIB
+
+
+def get_available_memory_bytes() -> int:
+    """Bytes that this process may really use.
+
+    The least of what the host has available and what is left under ``memory.max`` (cgroup v2) or
+    ``memory.limit_in_bytes`` (version 1) of this process's cgroup and each of its ancestors.
+    """
+    return max(min([int(psutil.virtual_memory().available), *_left_under_cgroups()]), 0)
+
+
+def get_available_memory_gib() -> float:
+    """``get_available_memory_bytes`` in GiB."""
+    return bytes_to_gigibytes(get_available_memory_bytes())
+
+
+def get_total_memory_usage_in_gib(pid: int | None) -> float:
+    """GiB of RAM and swap that a process and its descendants use, shared pages counted once (PSS).
+
+    0.0 for ``None`` and for a process that is gone.
+    """
+    if pid is None or not psutil.pid_exists(pid):
+        return 0.0
+    return bytes_to_gigibytes(sum(map(process_tree.proportional, process_tree.tree(pid))))
+
+
+def _left_under_cgroups() -> list[int]:
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        entries = [line.strip().split(":", 2) for line in file]
+    found = []
+    for _, controllers, path in entries:
+        if not controllers:
+            found += _left(_mount("/sys/fs/cgroup"), path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            found += _left("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return found
+
+
+def _mount(path: str) -> str:
+    return path if os.path.exists(f"{path}/cgroup.controllers") else f"{path}/unified"
+
+
+def _left(mount: str, path: str, limit_file: str, usage_file: str) -> list[int]:
+    """What is left under each limit from ``path`` up to the mount."""
+    found = []
+    while True:
+        limit = _number(f"{mount}{path}/{limit_file}")
+        if limit is not None and limit < _V1_NO_LIMIT:
+            used = _number(f"{mount}{path}/{usage_file}") or 0
+            found.append(limit - used)
+        if path in {"", "/"}:
+            return found
+        path = os.path.dirname(path)
+
+
+def _number(path: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+        return int(file.read())  # "max" is no number, and no limit
+    return None

@@ -1,0 +1,231 @@
+"""The rlimit backend, for every host without a delegated cgroup v2: limits per process, and a look at the tree.
+
+What it can hold, it holds by setrlimit(2); what needs the sum over a tree (memory, CPU time) by looking at
+/proc: cheaply and often while a guest grows, seldom while it rests. Descendants are found by making each
+guest's main process a subreaper, and the supervisor one above it: whatever daemonises away from a living guest
+stays below it, and whatever a dead guest leaves comes to the supervisor, where it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from gwsandbox import kernel, process_tree
+from gwsandbox.backend import Check, Counters
+from gwsandbox.judge import Reason
+from gwsandbox.limits import Limits
+from gwsandbox.result import Enforcement, Usage
+
+_HELD_BY = {
+    "memory": "RLIMIT_DATA + sampling",
+    "swap": "sampling",
+    "cpu_seconds": "RLIMIT_CPU + sampling",
+    "wall_seconds": "deadline + SIGKILL",
+    "open_files": "RLIMIT_NOFILE",
+    "file_size": "RLIMIT_FSIZE",
+    "output": "supervisor",
+    "pids": "RLIMIT_NPROC",
+}
+_DEGRADED = {
+    "memory": "each process is held by RLIMIT_DATA, the sum over the tree and shared memory are only sampled",
+    "swap": "counted with memory when that is sampled, not limited by itself",
+    "cpus": "a share of CPUs needs the cpu controller of cgroup v2",
+    "pids": "RLIMIT_NPROC counts all processes of the user, not those of this task",
+}
+_PIDS_AS_ROOT = "RLIMIT_NPROC does not bind root; the number of processes needs the pids controller of cgroup v2"
+
+_REPORT_RESERVE = 16 * 1024**2
+_FASTEST = 0.005  # seconds between two looks at a guest that grows towards its limit
+_SLOWEST = 0.25  # and at one that rests
+_GROWTH = 2 * 1024**3  # bytes per second that two cores can touch; decides how soon a limit can be reached
+
+
+class RlimitBackend:
+    """Limits held by setrlimit(2) and by looking."""
+
+    name = "rlimit"
+    needs_subreaper = True
+
+    def __init__(self) -> None:
+        self._main: set[int] = set()
+        self._data = 0
+
+    def prepare(self) -> None:
+        """Nothing to get ready."""
+
+    def open(self, limits: Limits) -> RlimitCell:
+        return RlimitCell(limits, self._enforce(limits), self._main)
+
+    def _enforce(self, limits: Limits) -> Enforcement:
+        asked = limits.asked()
+        names = [*asked, "swap"] if "memory" in asked else [*asked]
+        held = {name: _HELD_BY[name] for name in names if name in _HELD_BY}
+        degraded = {name: _DEGRADED[name] for name in names if name in _DEGRADED}
+        if "pids" in asked and os.geteuid() == 0:
+            del held["pids"]
+            degraded["pids"] = _PIDS_AS_ROOT
+        return Enforcement(self.name, held, degraded)
+
+    def destroy(self) -> None:
+        """There are no cgroups; the processes are the keeper's, as the nearest subreaper."""
+
+
+class RlimitCell:
+    """One attempt: its main process, and what comes from it."""
+
+    cgroup = None
+
+    def __init__(self, limits: Limits, enforcement: Enforcement, main: set[int]) -> None:
+        self.enforcement = enforcement
+        self._asked = limits.asked()
+        self.memory_refusable = "memory" in self._asked
+        self.first_check = _FASTEST if {"memory", "cpu_seconds"} & self._asked.keys() else None
+        self._main = main
+        self._pid = 0
+        self._waiting = -1
+        self._inherited = 0
+        self._inherited_resident = 0
+        self._forked_resident = 0
+        self._peak = 0
+        self._looks = 0
+        self._rest = _FASTEST
+        self._orphans_cpu = [0.0, 0.0]
+
+    def attach(self) -> None:
+        """In the guest: see ``rlimits`` in backend for the limits that both backends hold alike."""
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        if memory := self._asked.get("memory"):
+            # The hard limit leaves room in which a MemoryError can be reported.
+            _lower(resource.RLIMIT_DATA, _data_bytes() + int(memory), _REPORT_RESERVE)
+        if (pids := self._asked.get("pids")) and os.geteuid() != 0:
+            _lower(resource.RLIMIT_NPROC, _processes_of_user() + int(pids), 0)
+
+    def started(self, pid: int, *, keeps_memory: bool) -> None:
+        self._pid = pid
+        self._main.add(pid)
+        self._forked_resident = process_tree.resident(pid)
+        if keeps_memory:
+            # What it shares with us from the fork is not its own.
+            self._inherited_resident = self._forked_resident
+            self._inherited = process_tree.proportional(pid) if "memory" in self._asked else 0
+
+    def check(self, elapsed: float) -> Check:
+        pids = [pid for pid in process_tree.tree(self._pid)]
+        if (limit := self._asked.get("cpu_seconds")) is not None:
+            used = sum(map(process_tree.cpu_seconds, pids))
+            if used >= limit:
+                return Check(Reason.CPU_TIME)
+        after = None
+        if (memory := self._asked.get("memory")) is not None:
+            used_memory = self._memory(pids, memory)
+            if used_memory > memory:
+                return Check(Reason.MEMORY)
+            after = self._next_look(used_memory, memory)
+        if limit is not None:
+            soon = max((limit - used) / (os.cpu_count() or 1), 0.01)
+            after = soon if after is None else min(after, soon)
+        return Check(after=after)
+
+    def _memory(self, pids: list[int], limit: float) -> float:
+        """Bytes that the tree uses; the dear way only where the cheap way's upper bound passes the limit."""
+        used = sum(map(process_tree.resident, pids)) - self._inherited_resident
+        if used > limit or len(pids) > 1:
+            used = sum(map(process_tree.proportional, pids)) - self._inherited
+        self._peak = max(self._peak, used)
+        return used
+
+    def _next_look(self, used: float, limit: float) -> float:
+        """As soon as the limit can be reached; but ever more seldom while a guest rests."""
+        grows = used > self._looks * 1.02
+        self._looks = int(used)
+        self._rest = _FASTEST if grows else min(self._rest * 2, _SLOWEST)
+        return max(min((limit - used) / _GROWTH, _SLOWEST), self._rest)
+
+    def kill(self) -> None:
+        if not process_tree.is_zombie(self._pid):
+            process_tree.kill_tree(self._pid)
+        for pid in self._orphans():
+            process_tree.kill_tree(pid)
+
+    def _orphans(self) -> list[int]:
+        """Children of ours that no attempt started: what dead guests left. They may only die."""
+        return [pid for pid in process_tree.children(os.getpid()) if pid not in self._main]
+
+    def left(self) -> int | None:
+        if self._waiting >= 0:
+            os.close(self._waiting)
+            self._waiting = -1
+        for pid in self._orphans():
+            reaped, _, rusage = os.wait4(pid, os.WNOHANG)
+            if reaped:
+                self._orphans_cpu[0] += rusage.ru_utime
+                self._orphans_cpu[1] += rusage.ru_stime
+            else:
+                process_tree.kill_tree(pid)
+                self._waiting = os.pidfd_open(pid)
+                return self._waiting
+        return None
+
+    def usage(self, wall_seconds: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
+        peak, source = self._memory_peak(rusage)
+        usage = Usage(
+            wall_seconds=wall_seconds,
+            cpu_user_seconds=rusage.ru_utime + self._orphans_cpu[0],
+            cpu_system_seconds=rusage.ru_stime + self._orphans_cpu[1],
+            memory_peak_bytes=peak,
+            io_read_bytes=rusage.ru_inblock * 512,
+            io_write_bytes=rusage.ru_oublock * 512,
+            sources={
+                "wall_seconds": "CLOCK_MONOTONIC",
+                "cpu_user_seconds": "wait4",
+                "cpu_system_seconds": "wait4",
+                **({} if peak is None else {"memory_peak_bytes": source}),
+                "io_read_bytes": "ru_inblock",
+                "io_write_bytes": "ru_oublock",
+            },
+        )
+        return usage, Counters()
+
+    def _memory_peak(self, rusage: resource.struct_rusage) -> tuple[int | None, str]:
+        # ru_maxrss is of the largest process alone. It counts what a fork shares with us, and survives exec:
+        # for a program it tells something only where it is more than that.
+        largest = rusage.ru_maxrss * 1024
+        own = largest - self._inherited_resident if largest > self._forked_resident else 0
+        if self._peak >= own > 0 or own <= 0 < self._peak:
+            return int(self._peak), "sampled PSS of the tree"
+        return (own, "ru_maxrss of the largest process") if own > 0 else (None, "")
+
+    def close(self) -> None:
+        if self._waiting >= 0:
+            os.close(self._waiting)
+        self._main.discard(self._pid)
+
+
+def _lower(number: int, soft: int, reserve: int) -> None:
+    """Set a limit, and ``reserve`` more as the hard one, but never above the host's own."""
+    _, ceiling = resource.getrlimit(number)
+    hard = soft + reserve
+    if ceiling != resource.RLIM_INFINITY:
+        soft, hard = min(soft, ceiling), min(hard, ceiling)
+    resource.setrlimit(number, (soft, hard))
+
+
+def _data_bytes() -> int:
+    """Bytes that count against RLIMIT_DATA already (VmData of proc(5)), inherited by the fork."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        line = next((line for line in file if line.startswith("VmData")), "VmData: 0 kB")
+    return int(line.split()[1]) * 1024
+
+
+def _processes_of_user() -> int:
+    """Processes and threads of the real user, which is what RLIMIT_NPROC counts."""
+    uid = os.getuid()
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{name}").st_uid == uid:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return count

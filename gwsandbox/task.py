@@ -1,0 +1,148 @@
+"""``Task``, a Python call to run, and ``Command``, a program to run. Pure data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gwsandbox.limits import Limits
+
+_SHOWN = 100  # characters of each value in a repr, as existing scripts print them
+
+
+def shorten(value: object) -> str:
+    """``repr(value)``, cut at 100 characters plus ``...``."""
+    # A bytes result of a gigabyte must not become a text of four first.
+    if isinstance(value, bytes | bytearray | str) and len(value) > _SHOWN:
+        return repr(value[:_SHOWN])[:_SHOWN] + "..."
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+class Task:
+    """A call of ``func(*args, **kwargs)`` to be made in a process of its own.
+
+    Args:
+        func: What to call.
+        args: Positional arguments; any iterable.
+        kwargs: Keyword arguments.
+        limits: Limits of this task; each field that it says overrides the manager's.
+
+    Raises:
+        TypeError: ``func`` cannot be called, ``args`` is not iterable, ``kwargs`` not a mapping.
+    """
+
+    __slots__ = ("args", "func", "kwargs", "limits")
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        if not callable(func):
+            raise TypeError(f"func must be callable, not {type(func).__name__}: {shorten(func)}")
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            raise TypeError(f"kwargs must be a mapping, not {type(kwargs).__name__}: {shorten(kwargs)}")
+        self.func = func
+        self.args: tuple[Any, ...] = tuple(args or ())
+        self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
+        self.limits = check_limits(limits)
+
+    def __repr__(self) -> str:
+        name = getattr(self.func, "__name__", None) or repr(self.func)
+        args = ", ".join(map(shorten, self.args))
+        kwargs = ", ".join(f"{key}={shorten(value)}" for key, value in self.kwargs.items())
+        return f"Task(func={name}, args=({args}), kwargs=({kwargs}))"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Task):
+            return NotImplemented
+        return (self.func, self.args, dict(self.kwargs), self.limits) == (
+            other.func,
+            other.args,
+            dict(other.kwargs),
+            other.limits,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.func, self.args, frozenset(self.kwargs.items()), self.limits))
+
+
+class Command:
+    """A program to be run in a process of its own; queued like a ``Task``.
+
+    Its ``TaskResult.result`` is a ``CommandOutput``.
+
+    Args:
+        argv: Program and arguments; the program is looked up in ``PATH`` of ``env``.
+        stdin: Bytes that the program reads from its standard input; ``None``: nothing (/dev/null).
+        cwd: Folder to run in; ``None``: the caller's.
+        env: The whole environment; ``None``: the caller's.
+        limits: Limits of this task; each field that it says overrides the manager's.
+
+    Raises:
+        TypeError: An argument is of the wrong type. ValueError: ``argv`` is empty or holds a NUL byte.
+    """
+
+    __slots__ = ("argv", "cwd", "env", "limits", "stdin")
+
+    def __init__(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        stdin: bytes | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if isinstance(argv, str | bytes):
+            raise TypeError(f"argv must be a sequence of arguments, not one text: {shorten(argv)}")
+        if stdin is not None and not isinstance(stdin, bytes | bytearray | memoryview):
+            raise TypeError(f"stdin must be bytes, not {type(stdin).__name__}: {shorten(stdin)}")
+        self.argv: tuple[str, ...] = tuple(os.fsdecode(argument) for argument in argv)
+        if not self.argv or not self.argv[0]:
+            raise ValueError("argv must name a program; it is empty")
+        texts = [*self.argv, *(f"{key}={value}" for key, value in (env or {}).items())]
+        if nul := next((text for text in texts if "\0" in text), None):
+            raise ValueError(f"a program's argument or variable cannot hold a NUL byte: {shorten(nul)}")
+        self.stdin = None if stdin is None else bytes(stdin)
+        self.cwd = None if cwd is None else os.fspath(cwd)
+        self.env = None if env is None else dict(env)
+        self.limits = check_limits(limits)
+
+    def __repr__(self) -> str:
+        return f"Command(argv=({', '.join(map(shorten, self.argv))}))"
+
+    def _parts(self) -> tuple[object, ...]:
+        env = None if self.env is None else frozenset(self.env.items())
+        return self.argv, self.stdin, self.cwd, env, self.limits
+
+    def __eq__(self, other: object) -> bool:
+        return self._parts() == other._parts() if isinstance(other, Command) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+
+@dataclass(frozen=True, slots=True)
+class CommandOutput:
+    """What a ``Command`` wrote. Bytes past its output limit are not kept."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+def check_limits(limits: Limits | None) -> Limits | None:
+    """``limits`` as they are.
+
+    Raises:
+        TypeError: They are neither ``Limits`` nor ``None``.
+    """
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits must be gwsandbox.Limits or None, not {type(limits).__name__}: {limits!r}")
+    return limits

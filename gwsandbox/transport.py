@@ -1,0 +1,271 @@
+"""How a call travels to its guest, and its value or exception back.
+
+A guest writes one record into its result descriptor, a memfd: first the body, and the head last, so that a
+record is either whole or absent, whenever the guest is killed. Bytes go as they are. Everything else is
+pickled with protocol 5, large buffers (arrays) beside the pickle so that the caller maps and does not copy
+them.
+
+Trust: a value of a Python call is unpickled in the caller's process, so a guest that was taken over can run
+code there. Where that matters, use a ``Command`` or a function that returns bytes or ``None``:
+bytes are never unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import struct
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+from gwsandbox.errors import GuestError, RemoteTraceback, TransferError
+from gwsandbox.judge import Delivery
+from gwsandbox.task import Command, Task
+
+_HEAD = struct.Struct("=4sBxxxQQ")  # magic, delivery, length of the body, number of buffers
+_LENGTH = struct.Struct("=Q")
+_MAGIC = b"gws1"
+_BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
+_ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
+INLINE = 1 << 16  # bytes up to which a record travels in the report itself
+
+Buffer = bytes | bytearray | memoryview
+
+
+# --- the call -------------------------------------------------------------------------------------------
+
+
+def pack_task(task: Task | Command, *, by_value: bool) -> bytes:
+    """A task as bytes, for a supervisor that was forked before it was queued.
+
+    Args:
+        task: What to run.
+        by_value: Whether callables of ``__main__`` must go by value, as the other side has another one.
+
+    Raises:
+        TransferError: Some part cannot be pickled; names its type.
+    """
+    if not by_value:
+        try:
+            return pickle.dumps(task, protocol=5)
+        except Exception:  # noqa: BLE001 - lambdas and closures, and whatever a __reduce__ may raise
+            pass
+    try:
+        packed: bytes = cloudpickle.dumps(task, protocol=5)
+    except Exception as error:
+        raise TransferError(
+            f"task cannot be sent to its process: {describe(error)}; queue it before processing begins "
+            "(start_method='fork'), or give it arguments that can be pickled"
+        ) from error
+    return packed
+
+
+def unpack_task(packed: bytes) -> Task | Command:
+    """The task that ``pack_task`` packed.
+
+    Raises:
+        TransferError: Some part cannot be unpickled here; names it.
+    """
+    try:
+        task: Task | Command = pickle.loads(packed)
+    except Exception as error:
+        raise TransferError(
+            f"task cannot be unpickled in its process: {describe(error)}; "
+            "queue it before processing begins, or import what it needs in a module"
+        ) from error
+    return task
+
+
+# --- the record, written by the guest -------------------------------------------------------------------
+
+
+def write_value(fd: int, value: object) -> Delivery:
+    """Write the value that the function returned.
+
+    Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
+    """
+    if type(value) is bytes:
+        _write_record(fd, Delivery.VALUE.value | _BYTES_VALUE, value, [])
+        return Delivery.VALUE
+    try:
+        body, buffers = _dump_checked(value)
+    except MemoryError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
+        refusal = TransferError(
+            f"result of type {_type_name(value)} cannot be sent back: {describe(error)}; "
+            "return plain data, or write it to a file"
+        )
+        _write_record(fd, Delivery.NOT_TRANSFERABLE.value, pickle.dumps((refusal, "")), [])
+        return Delivery.NOT_TRANSFERABLE
+    _write_record(fd, Delivery.VALUE.value, body, buffers)
+    return Delivery.VALUE
+
+
+def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
+    """Write an exception and its traceback; where it cannot be pickled, one of ours with its type and text."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        body, _ = _dump_checked((error, text))
+    except BaseException as why:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
+        stand_in = TransferError(
+            f"{_type_name(error)}: {_safe_text(error)} (the exception itself cannot be sent back: {describe(why)})"
+        )
+        body = pickle.dumps((stand_in, text), protocol=5)
+    _write_record(fd, delivery.value, body, [])
+
+
+def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
+    position = _write_all(fd, body, _HEAD.size)
+    for buffer in buffers:
+        _write_all(fd, _LENGTH.pack(buffer.nbytes), position)
+        position = _write_all(fd, buffer, _aligned(position + _LENGTH.size))
+    os.pwrite(fd, _HEAD.pack(_MAGIC, kind, len(body), len(buffers)), 0)
+
+
+def _write_all(fd: int, data: Buffer, position: int) -> int:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, position)  # at most 2 GiB at a time
+        view, position = view[written:], position + written
+    return position
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGN) * _ALIGN
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles by reference where it can, as pickle does, and notes whether anything but plain data came by."""
+
+    foreign = False
+
+    def reducer_override(self, value: Any) -> Any:
+        self.foreign = True  # called for everything that is not of a built-in type
+        return NotImplemented
+
+
+def _dump_checked(value: object) -> tuple[Buffer, list[memoryview]]:
+    """Pickle ``value``; where it holds more than plain data, see in the guest whether it unpickles again.
+
+    So that what raises, hangs or exits when unpickled does so in the guest, under its limits, and not in the
+    caller's process.
+    """
+    try:
+        return _dump(_Pickler, value)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        # Local functions and classes, which only cloudpickle can send. If it cannot either, its error counts.
+        return _dump(_by_value_pickler, value)
+
+
+def _dump(make: Callable[..., Any], value: object) -> tuple[Buffer, list[memoryview]]:
+    target = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    pickler = make(target, protocol=5, buffer_callback=buffers.append)
+    pickler.dump(value)
+    views = [buffer.raw() for buffer in buffers]
+    body = target.getbuffer()
+    if getattr(pickler, "foreign", True):
+        pickle.loads(body, buffers=views)
+    return body, views
+
+
+def _by_value_pickler(target: io.BytesIO, **options: Any) -> Any:
+    return cloudpickle.Pickler(target, **options)
+
+
+# --- the record, read by supervisor and manager ---------------------------------------------------------
+
+
+def delivery_of(record: bytes, size: int) -> Delivery:
+    """What a record claims to hold, from its head; NOTHING where it is absent, torn or junk.
+
+    Args:
+        record: At least the first bytes of it.
+        size: Bytes that the descriptor holds in all.
+    """
+    if len(record) < _HEAD.size:
+        return Delivery.NOTHING
+    magic, kind, length, _ = _HEAD.unpack_from(record)
+    if magic != _MAGIC or _HEAD.size + length > size:
+        return Delivery.NOTHING
+    try:
+        return Delivery(kind & ~_BYTES_VALUE)
+    except ValueError:
+        return Delivery.NOTHING
+
+
+def read_inline(record: bytes) -> Any:
+    """The value, or (exception, traceback), of a small record.
+
+    Raises:
+        TransferError: It does not unpickle.
+    """
+    if record[4] & _BYTES_VALUE:
+        return record[_HEAD.size : _HEAD.size + _HEAD.unpack_from(record)[2]]
+    # A bytearray, so that arrays come out writable as they were.
+    return _load(memoryview(bytearray(record)))
+
+
+def read_descriptor(fd: int) -> Any:
+    """The value, or (exception, traceback), of a large record; closes the descriptor.
+
+    Raises:
+        TransferError: It does not unpickle.
+    """
+    with open(fd, "rb", buffering=0) as file:
+        head = os.pread(fd, _HEAD.size, 0)
+        if head[4] & _BYTES_VALUE:
+            file.seek(_HEAD.size)
+            return file.readall()  # into one object of the right size: nothing is held twice
+        # Private: what the caller writes into an array stays its own, and its pages are copied only then.
+        return _load(memoryview(mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)))
+
+
+def _load(record: memoryview) -> Any:
+    try:
+        _, _, length, count = _HEAD.unpack_from(record)
+        position = _HEAD.size + length
+        buffers = []
+        for _ in range(count):
+            (size,) = _LENGTH.unpack_from(record, position)
+            start = _aligned(position + _LENGTH.size)
+            buffers.append(record[start : start + size])
+            position = start + size
+        return pickle.loads(record[_HEAD.size : _HEAD.size + length], buffers=buffers)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise TransferError(f"result cannot be unpickled here: {describe(error)}") from error
+
+
+def attach_traceback(error: BaseException, text: str) -> BaseException:
+    """``error`` with the guest's traceback as its cause."""
+    if text:
+        error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+# --- words for people -----------------------------------------------------------------------------------
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _safe_text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - a __str__ may raise anything
+        return "(its text cannot be made)"
+
+
+def describe(error: BaseException) -> str:
+    """An exception's type and text, whatever its ``__str__`` does."""
+    return f"{_type_name(error)}: {_safe_text(error)}" if not isinstance(error, GuestError) else str(error)
