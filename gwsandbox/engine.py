@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gwsandbox import transport
@@ -303,13 +303,13 @@ def _open_payload(
         )
     except TransferError as error:
         if report.outcome is Outcome.SUCCEEDED:
-            report = replace(report, outcome=Outcome.FAILED, detail=str(error))
+            report = report._replace(outcome=Outcome.FAILED, detail=str(error))
         return report, None, error
     if report.delivery is Delivery.VALUE:
         return report, content, None
     exception, text = content
     if report.outcome in {Outcome.FAILED, Outcome.SANDBOX_ERROR}:
-        report = replace(report, detail=_told(report, exception))
+        report = report._replace(detail=_told(report, exception))
     return report, CommandOutput(b"", b"") if isinstance(task, Command) else None, transport.attach_traceback(
         exception, text
     )

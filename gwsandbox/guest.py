@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gwsandbox import kernel, transport
 from gwsandbox.backend import Cell
@@ -26,7 +26,63 @@ from gwsandbox.task import Command, Task
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
 _SETUP_FAILED = 125
+_UNSTOPPABLE = {signal.SIGKILL, signal.SIGSTOP}
+# What the interpreter starts with: Python code expects exceptions in the place of these signals.
+_INTERPRETERS: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGPIPE: signal.SIG_IGN,
+    signal.SIGXFSZ: signal.SIG_IGN,
+}
 _OOM_SCORE_RAISE = 500  # of 1000: before the user's own service, after whatever asked to be first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What does not change from one guest to the next, found out once: see ``look_around``.
+
+    Args:
+        supervisor: Pid of the supervisor.
+        callers_descriptors: Descriptors that were the caller's before we opened any.
+        collect_garbage: Whether the caller had the garbage collector on.
+        handlers: Signals to handle otherwise than the caller does, in a Python call.
+        ignored: Signals that the caller ignores, which a program would inherit.
+        oom_score: What to write into oom_score_adj.
+    """
+
+    supervisor: int
+    callers_descriptors: frozenset[int]
+    collect_garbage: bool
+    handlers: tuple[tuple[int, Any], ...]
+    ignored: tuple[int, ...]
+    oom_score: bytes
+
+
+def look_around(not_callers: int) -> Common:
+    """In the supervisor, before it opens anything of its own.
+
+    Args:
+        not_callers: The one descriptor that is ours already.
+    """
+    with open("/proc/self/oom_score_adj", "rb") as file:
+        oom_score = min(int(file.read()) + _OOM_SCORE_RAISE, 1000)
+    now = {number: signal.getsignal(number) for number in signal.valid_signals() - _UNSTOPPABLE}
+    return Common(
+        supervisor=os.getpid(),
+        callers_descriptors=frozenset(filter(_is_open, map(int, os.listdir("/proc/self/fd")))) - {not_callers},
+        collect_garbage=gc.isenabled(),
+        handlers=tuple((n, wanted) for n in now if now[n] != (wanted := _INTERPRETERS.get(n, signal.SIG_DFL))),
+        ignored=tuple(n for n in now if now[n] == signal.SIG_IGN),
+        oom_score=str(oom_score).encode(),
+    )
+
+
+def _is_open(fd: int) -> bool:
+    """False for the descriptor that read the list which it is in."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +94,13 @@ class Setup:
         cell: The walls around it.
         born_inside: Whether the fork put it into its cgroup already.
         result: The result descriptor.
-        stdin: Descriptor to read from, or ``None`` for /dev/null.
+        stdin: Descriptor to read from, or ``None`` for the supervisor's (/dev/null, or the caller's own).
         stdout: Descriptor to write to, or ``None`` for the caller's own.
         stderr: Likewise.
         keep_terminal: A program that keeps the caller's session, process group and standard descriptors.
         rlimits: (resource, soft, hard) to set.
-        callers_descriptors: Descriptors that were the caller's before we opened any.
-        collect_garbage: Whether the caller had the garbage collector on.
-        supervisor: Pid of the supervisor.
+        common: What is the same for every guest of this supervisor.
+        go: Descriptor that can be read when the task's time begins; ``None``: at once.
     """
 
     task: Task | Command | bytes
@@ -57,9 +112,8 @@ class Setup:
     stderr: int | None
     keep_terminal: bool
     rlimits: list[tuple[int, int, int]]
-    callers_descriptors: frozenset[int]
-    collect_garbage: bool
-    supervisor: int
+    common: Common
+    go: int | None
 
 
 def live(setup: Setup) -> NoReturn:
@@ -93,7 +147,7 @@ def _take_steps(setup: Setup) -> GuestSetupError | None:
 def _die_with_supervisor(setup: Setup) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     # It may have died before that call. Compared with its pid and not with 1: in a container it may be 1.
-    if os.getppid() != setup.supervisor:
+    if os.getppid() != setup.common.supervisor:
         os._exit(_SETUP_FAILED)
 
 
@@ -107,33 +161,27 @@ def _leave_session(setup: Setup) -> None:
         os.setsid()
 
 
-def _be_first_for_the_oom_killer(_setup: Setup) -> None:
-    fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+def _be_first_for_the_oom_killer(setup: Setup) -> None:
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        current = int(os.read(fd, 16))
-        os.pwrite(fd, str(min(current + _OOM_SCORE_RAISE, 1000)).encode(), 0)
+        os.write(fd, setup.common.oom_score)
     finally:
         os.close(fd)
 
 
 def _connect_standard_descriptors(setup: Setup) -> None:
-    if not setup.keep_terminal:
-        source = os.open(os.devnull, os.O_RDONLY) if setup.stdin is None else setup.stdin
-        os.dup2(source, 0)
-        if not isinstance(setup.task, Command):
-            # The caller's own object may hold bytes that it has read ahead.
-            sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    if setup.stdout is not None:
-        os.dup2(setup.stdout, 1)
-    if setup.stderr is not None:
-        os.dup2(setup.stderr, 2)
+    for source, standard in ((setup.stdin, 0), (setup.stdout, 1), (setup.stderr, 2)):
+        if source is not None:
+            os.dup2(source, standard)
 
 
 def _close_descriptors(setup: Setup) -> None:
     """Close all that is not the caller's own; for a program without a terminal all but the standard three."""
     kept = {0, 1, 2, setup.result}
+    if setup.go is not None:
+        kept.add(setup.go)
     if setup.keep_terminal or not isinstance(setup.task, Command):
-        kept |= setup.callers_descriptors
+        kept |= setup.common.callers_descriptors
     first = 0
     for fd in sorted(kept):
         if fd > first:
@@ -164,20 +212,19 @@ def _limit_resources(setup: Setup) -> None:
 
 def _reset_signals(setup: Setup) -> None:
     """Handlers and mask back to what a fresh process has; ours were the caller's, all blocked."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) not in {signal.SIG_DFL, None}:
+    if isinstance(setup.task, Command):  # handlers end with exec, but what is ignored stays so
+        for number in setup.common.ignored:
             signal.signal(number, signal.SIG_DFL)
-    if not isinstance(setup.task, Command):
-        # As the interpreter starts with: Python code expects exceptions in the place of these.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    else:
+        for number, handler in setup.common.handlers:
+            signal.signal(number, handler)
+    kernel.unblock_signals()
 
 
 def _refresh_interpreter(setup: Setup) -> None:
     """What a fork does not: forget the caller's own children and their queues, in multiprocessing."""
-    if setup.collect_garbage:
+    if setup.common.collect_garbage:
+        gc.freeze()  # or the first collection would write to every page that we share with the supervisor
         gc.enable()
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
@@ -187,6 +234,12 @@ def _refresh_interpreter(setup: Setup) -> None:
         process.__dict__["_children"] = set()
         util._finalizer_registry.clear()
         util._run_after_forkers()
+
+
+def _wait_for_its_time(setup: Setup) -> None:
+    if setup.go is not None:
+        os.read(setup.go, 8)
+        os.close(setup.go)
 
 
 _STEPS: tuple[tuple[str, Callable[[Setup], None]], ...] = (
@@ -199,6 +252,7 @@ _STEPS: tuple[tuple[str, Callable[[Setup], None]], ...] = (
     ("limit resources", _limit_resources),
     ("reset signals", _reset_signals),
     ("refresh interpreter", _refresh_interpreter),
+    ("wait for its time", _wait_for_its_time),
 )
 
 

@@ -31,6 +31,8 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
+_sigprocmask = _libc.sigprocmask
+_NO_SIGNALS = bytes(128)  # an empty sigset_t
 _python = ctypes.pythonapi
 for _hook in (_python.PyOS_BeforeFork, _python.PyOS_AfterFork_Child, _python.PyOS_AfterFork_Parent):
     _hook.restype = None
@@ -50,6 +52,12 @@ def prctl(option: int, argument: int = 0) -> None:
     """prctl(2) with one argument."""
     if _prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
         raise _fail("prctl")
+
+
+def unblock_signals() -> None:
+    """sigprocmask(2) with an empty mask. Python's own makes an enum of each signal, which costs 0.3 ms."""
+    if _sigprocmask(signal.SIG_SETMASK, _NO_SIGNALS, None):
+        raise _fail("sigprocmask")
 
 
 def close_range(first: int, last: int) -> None:

@@ -13,12 +13,11 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from gwsandbox.judge import Delivery
 from gwsandbox.limits import Limits
-from gwsandbox.result import Enforcement, Outcome, Usage
+from gwsandbox.result import NOT_STARTED, Enforcement, Outcome, Usage
 from gwsandbox.task import Command
 
 _HEAD = struct.Struct("=QB")  # length of the pickle, number of descriptors (0 or 1)
@@ -26,8 +25,7 @@ _CHUNK = 1 << 18
 _FRAMES_TOGETHER = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """Manager to supervisor: run this.
 
     ``work`` is a packed ``Task``, a ``Command``, or ``None`` for what the fork brought along.
@@ -38,8 +36,7 @@ class Order:
     work: bytes | Command | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """Supervisor to manager: how one attempt ended.
 
     ``payload`` is the guest's record where it is small; a large one comes as the frame's descriptor. For a
@@ -54,7 +51,7 @@ class Report:
     start_time: float | None = None
     end_time: float | None = None
     usage: Usage = Usage()
-    enforcement: Enforcement = field(default_factory=lambda: Enforcement("none"))
+    enforcement: Enforcement = NOT_STARTED
     payload: bytes | tuple[bytes, bytes] = b""
     error: BaseException | None = None
 

@@ -56,6 +56,10 @@ class Usage:
     memory_pressure_seconds: float | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    def __reduce__(self) -> tuple[type[Usage], tuple[Any, ...]]:
+        # The default for frozen dataclasses with slots takes ten times as long, once per task.
+        return Usage, tuple(getattr(self, name) for name in self.__slots__)
+
 
 @dataclass(frozen=True, slots=True)
 class Enforcement:
@@ -70,6 +74,9 @@ class Enforcement:
     backend: str
     limits: Mapping[str, str] = field(default_factory=dict)
     degraded: Mapping[str, str] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[type[Enforcement], tuple[Any, ...]]:
+        return Enforcement, (self.backend, self.limits, self.degraded)
 
     def __getitem__(self, limit: str) -> str:
         """What holds ``limit``; KeyError where it was not asked for."""

@@ -41,6 +41,41 @@ _SLOWEST = 0.25  # and at one that rests
 _GROWTH = 2 * 1024**3  # bytes per second that two cores can touch; decides how soon a limit can be reached
 
 
+class Family:
+    """What all cells of one supervisor share.
+
+    ``main`` are the guests' main processes. A fresh fork has mapped ``resident`` bytes, of which ``inherited``
+    are its share: measured on the first guest, as it costs milliseconds and is the same for all.
+    """
+
+    def __init__(self) -> None:
+        self.main: set[int] = set()
+        self.resident: int | None = None
+        self.inherited: int | None = None
+        self._children = -1
+
+    def orphans(self) -> list[int]:
+        """Children of ours that no attempt started: what dead guests left. They may only die."""
+        if self._children < 0:
+            pid = os.getpid()
+            self._children = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        return [pid for pid in map(int, self._list()) if pid not in self.main]
+
+    def _list(self) -> list[bytes]:
+        chunks, position = [], 0
+        while chunk := os.pread(self._children, 65536, position):
+            chunks.append(chunk)
+            position += len(chunk)
+        return b"".join(chunks).split()
+
+    def born(self, pid: int, *, measure_share: bool) -> None:
+        self.main.add(pid)
+        if self.resident is None:
+            self.resident = process_tree.resident(pid)
+        if self.inherited is None and measure_share:
+            self.inherited = process_tree.proportional(pid)
+
+
 class RlimitBackend:
     """Limits held by setrlimit(2) and by looking."""
 
@@ -48,14 +83,13 @@ class RlimitBackend:
     needs_subreaper = True
 
     def __init__(self) -> None:
-        self._main: set[int] = set()
-        self._data = 0
+        self._family = Family()
 
     def prepare(self) -> None:
         """Nothing to get ready."""
 
     def open(self, limits: Limits) -> RlimitCell:
-        return RlimitCell(limits, self._enforce(limits), self._main)
+        return RlimitCell(limits, self._enforce(limits), self._family)
 
     def _enforce(self, limits: Limits) -> Enforcement:
         asked = limits.asked()
@@ -76,17 +110,16 @@ class RlimitCell:
 
     cgroup = None
 
-    def __init__(self, limits: Limits, enforcement: Enforcement, main: set[int]) -> None:
+    def __init__(self, limits: Limits, enforcement: Enforcement, family: Family) -> None:
         self.enforcement = enforcement
         self._asked = limits.asked()
         self.memory_refusable = "memory" in self._asked
         self.first_check = _FASTEST if {"memory", "cpu_seconds"} & self._asked.keys() else None
-        self._main = main
+        self._family = family
         self._pid = 0
         self._waiting = -1
         self._inherited = 0
-        self._inherited_resident = 0
-        self._forked_resident = 0
+        self._keeps_memory = False
         self._peak = 0
         self._looks = 0
         self._rest = _FASTEST
@@ -103,12 +136,8 @@ class RlimitCell:
 
     def started(self, pid: int, *, keeps_memory: bool) -> None:
         self._pid = pid
-        self._main.add(pid)
-        self._forked_resident = process_tree.resident(pid)
-        if keeps_memory:
-            # What it shares with us from the fork is not its own.
-            self._inherited_resident = self._forked_resident
-            self._inherited = process_tree.proportional(pid) if "memory" in self._asked else 0
+        self._keeps_memory = keeps_memory
+        self._family.born(pid, measure_share=keeps_memory and "memory" in self._asked)
 
     def check(self, elapsed: float) -> Check:
         pids = [pid for pid in process_tree.tree(self._pid)]
@@ -129,9 +158,10 @@ class RlimitCell:
 
     def _memory(self, pids: list[int], limit: float) -> float:
         """Bytes that the tree uses; the dear way only where the cheap way's upper bound passes the limit."""
-        used = sum(map(process_tree.resident, pids)) - self._inherited_resident
+        # What the main process shares with us from the fork is not its own.
+        used = sum(map(process_tree.resident, pids)) - (self._family.resident or 0) * self._keeps_memory
         if used > limit or len(pids) > 1:
-            used = sum(map(process_tree.proportional, pids)) - self._inherited
+            used = sum(map(process_tree.proportional, pids)) - (self._family.inherited or 0) * self._keeps_memory
         self._peak = max(self._peak, used)
         return used
 
@@ -145,18 +175,14 @@ class RlimitCell:
     def kill(self) -> None:
         if not process_tree.is_zombie(self._pid):
             process_tree.kill_tree(self._pid)
-        for pid in self._orphans():
+        for pid in self._family.orphans():
             process_tree.kill_tree(pid)
-
-    def _orphans(self) -> list[int]:
-        """Children of ours that no attempt started: what dead guests left. They may only die."""
-        return [pid for pid in process_tree.children(os.getpid()) if pid not in self._main]
 
     def left(self) -> int | None:
         if self._waiting >= 0:
             os.close(self._waiting)
             self._waiting = -1
-        for pid in self._orphans():
+        for pid in self._family.orphans():
             reaped, _, rusage = os.wait4(pid, os.WNOHANG)
             if reaped:
                 self._orphans_cpu[0] += rusage.ru_utime
@@ -191,7 +217,8 @@ class RlimitCell:
         # ru_maxrss is of the largest process alone. It counts what a fork shares with us, and survives exec:
         # for a program it tells something only where it is more than that.
         largest = rusage.ru_maxrss * 1024
-        own = largest - self._inherited_resident if largest > self._forked_resident else 0
+        forked = self._family.resident or 0
+        own = largest - forked * self._keeps_memory if largest > forked else 0
         if self._peak >= own > 0 or own <= 0 < self._peak:
             return int(self._peak), "sampled PSS of the tree"
         return (own, "ru_maxrss of the largest process") if own > 0 else (None, "")
@@ -199,7 +226,7 @@ class RlimitCell:
     def close(self) -> None:
         if self._waiting >= 0:
             os.close(self._waiting)
-        self._main.discard(self._pid)
+        self._family.main.discard(self._pid)
 
 
 def _lower(number: int, soft: int, reserve: int) -> None:

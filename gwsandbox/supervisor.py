@@ -35,6 +35,7 @@ import functools
 import gc
 import os
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -87,6 +88,7 @@ class Attempt:
     started: float = 0.0
     pid: int = 0
     pidfd: int = -1
+    go: int = -1
     born_inside: bool = False
     deadline: float | None = None
     next_check: float | None = None
@@ -126,14 +128,13 @@ class Supervisor:
         self._backend = backend
         self._config = config
         self._brought = brought
-        self._pid = os.getpid()
+        self._common = guest.look_around(link.fileno())
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
+        self._spare: Attempt | None = None
         self._handlers: dict[int, Callable[[], None]] = {}
         self._closing = False
         self._clone3_works = True
-        self._collects = gc.isenabled()
-        self._callers_descriptors = _open_descriptors() - {link.fileno()}
         self._epoll = select.epoll()
         self._link_mask = 0
 
@@ -142,11 +143,14 @@ class Supervisor:
         # The caller's heap shall stay shared with it: a collection would write to every page.
         gc.disable()
         gc.freeze()
+        if not self._config.pass_through:
+            _read_nothing()
         caller = os.pidfd_open(self._config.caller)
         self._watch(caller, select.EPOLLIN, self._close_down)
         while not self._done():
             self._start_attempts()
             self._update_link()
+            self._prepare_spare()
             for fd, _ in self._epoll.poll(self._seconds_to_wait()):
                 # A handler may have closed a descriptor whose event is further down the list.
                 if handler := self._handlers.get(fd):
@@ -226,38 +230,70 @@ class Supervisor:
         for order in self._orders:
             self._link.post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
         self._orders.clear()
-        for attempt in self._attempts.values():
+        if self._spare is not None:
+            self._begin(self._spare)
+            self._spare = None
+        for attempt in list(self._attempts.values()):
             attempt.end(Reason.CANCELLED)
 
     # --- one attempt --------------------------------------------------------------------------------
 
     def _start_attempts(self) -> None:
+        """Fill the free slots; first with the spare guest, which only waits for its time."""
         while (
-            self._orders
+            (self._spare is not None or self._orders)
             and len(self._attempts) < self._config.max_workers
             and self._link.waiting_bytes < _UNREAD_BYTES
             and self._link.waiting_descriptors < _UNREAD_DESCRIPTORS
         ):
-            order = self._orders.popleft()
-            try:
-                self._start(order)
-            except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
-                self._link.post(_failure(order, error))
+            attempt, self._spare = self._spare, None
+            attempt = attempt or self._prepare(self._orders.popleft(), waits=False)
+            if attempt is not None:
+                self._begin(attempt)
 
-    def _start(self, order: Order) -> None:
-        task = order.work if order.work is not None else self._brought.pop(order.number)
-        with contextlib.ExitStack() as undo:
-            cell = self._backend.open(order.limits)
-            undo.callback(cell.close)
-            result = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            undo.callback(os.close, result)
-            asked = order.limits.asked()
-            outputs = self._output_pipes(task, asked)
-            for pipe in outputs:
-                undo.callback(pipe.close)
-            attempt = Attempt(order, task, cell, result, outputs, asked)
-            self._fork(attempt)
-            undo.pop_all()
+    def _prepare_spare(self) -> None:
+        """While others run, bring the next guest as far as the task's first instruction.
+
+        The processor that waits for a guest to end would be idle otherwise, and a slot that comes free is busy
+        again after one write.
+        """
+        while self._spare is None and self._orders and self._attempts:
+            self._spare = self._prepare(self._orders.popleft(), waits=True)
+
+    def _prepare(self, order: Order, *, waits: bool) -> Attempt | None:
+        """Open a cell and put a guest into it; ``None``, and a report of why, where that fails."""
+        try:
+            task = order.work if order.work is not None else self._brought.pop(order.number)
+            with contextlib.ExitStack() as undo:
+                cell = self._backend.open(order.limits)
+                undo.callback(cell.close)
+                result = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                undo.callback(os.close, result)
+                asked = order.limits.asked()
+                outputs = self._output_pipes(task, asked)
+                for pipe in outputs:
+                    undo.callback(pipe.close)
+                attempt = Attempt(order, task, cell, result, outputs, asked)
+                if waits:
+                    attempt.go = os.eventfd(0, os.EFD_CLOEXEC)
+                    undo.callback(os.close, attempt.go)
+                self._fork(attempt)
+                undo.pop_all()
+        except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
+            self._link.post(_failure(order, error))
+            return None
+        return attempt
+
+    def _begin(self, attempt: Attempt) -> None:
+        """The task's time begins."""
+        attempt.start_time, attempt.started = time.time(), time.monotonic()
+        if attempt.go >= 0:
+            os.eventfd_write(attempt.go, 1)
+            os.close(attempt.go)
+        wall = attempt.asked.get("wall_seconds")
+        attempt.deadline = None if wall is None else attempt.started + wall
+        first = attempt.cell.first_check
+        attempt.next_check = None if first is None else attempt.started + first
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
 
@@ -270,7 +306,6 @@ class Supervisor:
 
     def _fork(self, attempt: Attempt) -> None:
         stdin = _stdin_descriptor(attempt.task)
-        attempt.start_time, attempt.started = time.time(), time.monotonic()
         try:
             attempt.pid, attempt.pidfd = self._clone(attempt)
             if attempt.pid == 0:
@@ -278,11 +313,9 @@ class Supervisor:
         finally:
             if stdin is not None:
                 os.close(stdin)
+        for pipe in attempt.outputs:
+            pipe.started()
         attempt.cell.started(attempt.pid, keeps_memory=not isinstance(attempt.task, Command))
-        wall = attempt.asked.get("wall_seconds")
-        attempt.deadline = None if wall is None else attempt.started + wall
-        first = attempt.cell.first_check
-        attempt.next_check = None if first is None else attempt.started + first
 
     def _clone(self, attempt: Attempt) -> tuple[int, int]:
         if self._clone3_works:
@@ -308,9 +341,8 @@ class Supervisor:
             stderr=stderr,
             keep_terminal=self._config.pass_through,
             rlimits=rlimits(attempt.asked),
-            callers_descriptors=self._callers_descriptors,
-            collect_garbage=self._collects,
-            supervisor=self._pid,
+            common=self._common,
+            go=attempt.go if attempt.go >= 0 else None,
         )
 
     def _advance(self, attempt: Attempt) -> None:
@@ -343,7 +375,6 @@ class Supervisor:
         """From the guest's birth to its report."""
         self._attempts[attempt.order.number] = attempt
         for pipe in attempt.outputs:
-            pipe.started()
             self._read_output(attempt, pipe)
         reaped = 0
         while not reaped:  # a stale event of a descriptor with the same number may wake us too early
@@ -444,18 +475,13 @@ class Supervisor:
             os.close(attempt.result)
 
 
-def _open_descriptors() -> frozenset[int]:
-    """This process's descriptors; without the one that reads them."""
-    found = set(map(int, os.listdir("/proc/self/fd")))
-    return frozenset(fd for fd in found if _is_open(fd))
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+def _read_nothing() -> None:
+    """Let stdin be /dev/null, here and so in every guest."""
+    fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(fd, 0)
+    os.close(fd)
+    # The caller's own object may hold bytes that it has read ahead.
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
 
 
 def _stdin_descriptor(task: Task | Command | bytes) -> int | None:

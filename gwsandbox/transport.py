@@ -21,8 +21,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
-
 from gwsandbox.errors import GuestError, RemoteTraceback, TransferError
 from gwsandbox.judge import Delivery
 from gwsandbox.task import Command, Task
@@ -33,6 +31,8 @@ _MAGIC = b"gws1"
 _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
 INLINE = 1 << 16  # bytes up to which a record travels in the report itself
+
+_NONE = _HEAD.pack(_MAGIC, Delivery.VALUE.value, len(pickle.dumps(None)), 0) + pickle.dumps(None)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -55,6 +55,8 @@ def pack_task(task: Task | Command, *, by_value: bool) -> bytes:
             return pickle.dumps(task, protocol=5)
         except Exception:  # noqa: BLE001 - lambdas and closures, and whatever a __reduce__ may raise
             pass
+    import cloudpickle  # noqa: PLC0415 - 20 ms, and most runs pickle nothing by value
+
     try:
         packed: bytes = cloudpickle.dumps(task, protocol=5)
     except Exception as error:
@@ -89,6 +91,9 @@ def write_value(fd: int, value: object) -> Delivery:
 
     Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
     """
+    if value is None:
+        os.pwrite(fd, _NONE, 0)
+        return Delivery.VALUE
     if type(value) is bytes:
         _write_record(fd, Delivery.VALUE.value | _BYTES_VALUE, value, [])
         return Delivery.VALUE
@@ -176,6 +181,8 @@ def _dump(make: Callable[..., Any], value: object) -> tuple[Buffer, list[memoryv
 
 
 def _by_value_pickler(target: io.BytesIO, **options: Any) -> Any:
+    import cloudpickle  # noqa: PLC0415 - as above
+
     return cloudpickle.Pickler(target, **options)
 
 
