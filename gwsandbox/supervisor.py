@@ -270,6 +270,8 @@ class Supervisor:
                 result = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 undo.callback(os.close, result)
                 asked = order.limits.asked()
+                if "file_size" in asked:
+                    transport.make_room(result)
                 outputs = self._output_pipes(task, asked)
                 for pipe in outputs:
                     undo.callback(pipe.close)
@@ -431,11 +433,10 @@ class Supervisor:
         usage: Usage,
         counters: Counters,
     ) -> None:
-        size = os.fstat(attempt.result).st_size
-        record = os.pread(attempt.result, transport.INLINE, 0)
+        delivery, record, is_whole = transport.inspect(attempt.result)
         evidence = Evidence(
             exit_code=exit_code,
-            delivery=transport.delivery_of(record, size),
+            delivery=delivery,
             is_command=isinstance(attempt.task, Command),
             reason=attempt.reason,
             oom_events=counters.oom_events,
@@ -451,8 +452,8 @@ class Supervisor:
         if evidence.is_command and evidence.delivery is Delivery.NOTHING:
             stdout, stderr = [pipe.kept() for pipe in attempt.outputs] or (b"", b"")
             payload = (stdout, stderr)
-        elif size > transport.INLINE:
-            payload, descriptor = b"", attempt.result
+        elif not is_whole:
+            descriptor = attempt.result
             fcntl.fcntl(descriptor, kernel.F_ADD_SEALS, kernel.F_SEAL_ALL)
         for pipe in attempt.outputs:
             pipe.close()

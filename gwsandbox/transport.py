@@ -12,6 +12,7 @@ bytes are never unpickled.
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import os
@@ -25,14 +26,17 @@ from gwsandbox.errors import GuestError, RemoteTraceback, TransferError
 from gwsandbox.judge import Delivery
 from gwsandbox.task import Command, Task
 
-_HEAD = struct.Struct("=4sBxxxQQ")  # magic, delivery, length of the body, number of buffers
+_HEAD = struct.Struct("=4sBxxxQQQ")  # magic, delivery, length of the body, number of buffers, of the record
 _LENGTH = struct.Struct("=Q")
 _MAGIC = b"gws1"
 _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
+_ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
 INLINE = 1 << 16  # bytes up to which a record travels in the report itself
 
-_NONE = _HEAD.pack(_MAGIC, Delivery.VALUE.value, len(pickle.dumps(None)), 0) + pickle.dumps(None)
+_NONE_BODY = pickle.dumps(None)
+_NONE_LENGTH = len(_NONE_BODY)
+_NONE = _HEAD.pack(_MAGIC, Delivery.VALUE.value, _NONE_LENGTH, 0, _HEAD.size + _NONE_LENGTH) + _NONE_BODY
 
 Buffer = bytes | bytearray | memoryview
 
@@ -115,8 +119,9 @@ def write_value(fd: int, value: object) -> Delivery:
 def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
     """Write an exception and its traceback; where it cannot be pickled, one of ours with its type and text."""
     text = "".join(traceback.format_exception(error))
+    body: Buffer
     try:
-        body, _ = _dump_checked((error, text))
+        body = _dump_exception(error, text)
     except BaseException as why:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
         stand_in = TransferError(
             f"{_type_name(error)}: {_safe_text(error)} (the exception itself cannot be sent back: {describe(why)})"
@@ -125,20 +130,64 @@ def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
     _write_record(fd, delivery.value, body, [])
 
 
+def _dump_exception(error: BaseException, text: str) -> Buffer:
+    try:
+        return _dump_checked((error, text))[0]
+    except TypeError:
+        # By default an exception is made anew by calling its class with ``args``, which are not what its own
+        # __init__ asks for. It is the same without that call.
+        parts = (_Rebuilt(type(error), error.args, error.__dict__), text)
+        return _dump_checked(parts)[0]
+
+
+class _Rebuilt:
+    """Unpickles as an exception of class ``kind``, without a call of its ``__init__``."""
+
+    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
+        self._parts = kind, args, state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._parts
+
+
+def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
 def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
     position = _write_all(fd, body, _HEAD.size)
     for buffer in buffers:
         _write_all(fd, _LENGTH.pack(buffer.nbytes), position)
         position = _write_all(fd, buffer, _aligned(position + _LENGTH.size))
-    os.pwrite(fd, _HEAD.pack(_MAGIC, kind, len(body), len(buffers)), 0)
+    os.pwrite(fd, _HEAD.pack(_MAGIC, kind, len(body), len(buffers), position), 0)
 
 
 def _write_all(fd: int, data: Buffer, position: int) -> int:
     view = memoryview(data).cast("B")
     while view:
-        written = os.pwrite(fd, view, position)  # at most 2 GiB at a time
+        try:
+            written = os.pwrite(fd, view, position)  # at most 2 GiB at a time
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            written = _write_mapped(fd, view, position)
         view, position = view[written:], position + written
     return position
+
+
+def _write_mapped(fd: int, view: memoryview, position: int) -> int:
+    """Past RLIMIT_FSIZE, which counts for memfds too but not for what is written through a mapping.
+
+    The supervisor has made the file long enough; see ``make_room``.
+    """
+    start = position // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    skipped = position - start
+    with mmap.mmap(fd, skipped + len(view), offset=start) as mapped:
+        mapped[skipped:] = view
+    return len(view)
 
 
 def _aligned(position: int) -> int:
@@ -189,22 +238,32 @@ def _by_value_pickler(target: io.BytesIO, **options: Any) -> Any:
 # --- the record, read by supervisor and manager ---------------------------------------------------------
 
 
-def delivery_of(record: bytes, size: int) -> Delivery:
-    """What a record claims to hold, from its head; NOTHING where it is absent, torn or junk.
+def make_room(fd: int) -> None:
+    """Let a guest write a record of any length where its file-size limit would stop it; holds no memory."""
+    os.ftruncate(fd, _ROOM)
 
-    Args:
-        record: At least the first bytes of it.
-        size: Bytes that the descriptor holds in all.
+
+def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
+    """What a record claims to hold, its first bytes, and whether those are all of it.
+
+    NOTHING where it is absent, torn or junk. A guest may claim any length, and make a file of that length
+    without a page in it: what is not backed by memory that it was charged for is not believed.
     """
+    record = os.pread(fd, INLINE, 0)
     if len(record) < _HEAD.size:
-        return Delivery.NOTHING
-    magic, kind, length, _ = _HEAD.unpack_from(record)
-    if magic != _MAGIC or _HEAD.size + length > size:
-        return Delivery.NOTHING
+        return Delivery.NOTHING, b"", True
+    magic, kind, _, _, length = _HEAD.unpack_from(record)
+    status = os.fstat(fd)
+    if magic != _MAGIC or length > status.st_size or length > max(status.st_blocks * 512, INLINE):
+        return Delivery.NOTHING, b"", True
     try:
-        return Delivery(kind & ~_BYTES_VALUE)
+        delivery = Delivery(kind & ~_BYTES_VALUE)
     except ValueError:
-        return Delivery.NOTHING
+        return Delivery.NOTHING, b"", True
+    if length <= INLINE:
+        return delivery, record[:length], True
+    os.ftruncate(fd, length)
+    return delivery, b"", False
 
 
 def read_inline(record: bytes) -> Any:
@@ -236,7 +295,7 @@ def read_descriptor(fd: int) -> Any:
 
 def _load(record: memoryview) -> Any:
     try:
-        _, _, length, count = _HEAD.unpack_from(record)
+        _, _, length, count, _ = _HEAD.unpack_from(record)
         position = _HEAD.size + length
         buffers = []
         for _ in range(count):
