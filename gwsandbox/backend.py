@@ -80,8 +80,18 @@ class Backend(Protocol):
     needs_subreaper: bool
     """Whether descendants can only be found by being handed to the nearest subreaper."""
 
-    def prepare(self) -> None:
-        """Once per run, in the caller's process: get ready to open cells."""
+    def prepare(self, holder: int) -> str:
+        """Once per run, in the caller's process: get ready to open cells.
+
+        Args:
+            holder: Pid of the keeper, which waits for what this returns before it does anything.
+
+        Returns:
+            What ``accept`` needs in the keeper.
+        """
+
+    def accept(self, handover: str) -> None:
+        """Once per run, in the keeper's process: take over what ``prepare`` made."""
 
     def open(self, limits: Limits) -> Cell:
         """Make a cell that holds ``limits``, before there is a process to put into it."""

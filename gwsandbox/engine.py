@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from gwsandbox import transport
 from gwsandbox.backend import Backend
+from gwsandbox.cgroup.leaf import CgroupBackend
 from gwsandbox.errors import (
     CpuTimeExceeded,
     GuestCrashed,
@@ -30,6 +34,7 @@ from gwsandbox.keeper import keep
 from gwsandbox.limits import Limits
 from gwsandbox.protocol import Link, Order, Report
 from gwsandbox.result import Outcome, TaskResult
+from gwsandbox.rlimit import RlimitBackend
 from gwsandbox.supervisor import Config, Supervisor
 from gwsandbox.task import Command, CommandOutput, Task
 
@@ -46,8 +51,10 @@ _EXCEPTIONS: dict[Outcome, type[Exception]] = {
     Outcome.CANCELLED: TaskCancelled,
 }
 
+BACKENDS: dict[str, Callable[[], Backend]] = {"cgroup": CgroupBackend, "rlimit": RlimitBackend}
+
 # Run by a clean interpreter in "forkserver" mode.
-_FORKSERVER = "import sys; from gwsandbox.engine import serve; serve(int(sys.argv[1]))"
+_FORKSERVER = "import sys; from gwsandbox.engine import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,19 +98,37 @@ class Engine:
         self._arrived: deque[TaskResult] = deque()
         self._lost = False
         self.cancelled = False
-        backend.prepare()
         own, others = socket.socketpair()
+        reader, writer = os.pipe()
         try:
-            self._keeper = self._fork(others, own) if settings.start_method == "fork" else self._spawn(others)
+            if settings.start_method == "fork":
+                self._keeper = self._fork(others, reader, {own.fileno(), writer})
+            else:
+                self._keeper = self._spawn(others, reader)
         except BaseException:
             own.close()
-            backend.destroy()
+            os.close(writer)
             raise
         finally:
             others.close()
+            os.close(reader)
         self._link = Link(own)
+        self._open_gate(writer)
 
     # --- starting -----------------------------------------------------------------------------------
+
+    def _open_gate(self, writer: int) -> None:
+        """Prepare the backend with the keeper's pid, and let the keeper go on."""
+        with open(writer, "wb") as gate:
+            try:
+                handover = self._backend.prepare(self._keeper)
+            except BaseException:
+                gate.close()  # the keeper reads nothing, and exits
+                self.close()
+                raise
+            start = (handover, sys.path, self._backend.name, self._config())
+            with contextlib.suppress(BrokenPipeError):  # it was killed already: the link says so
+                gate.write(pickle.dumps(start, protocol=5))
 
     def _config(self) -> Config:
         return Config(
@@ -112,8 +137,7 @@ class Engine:
             pass_through=self._settings.pass_through,
         )
 
-    def _fork(self, others: socket.socket, own: socket.socket) -> int:
-        config = self._config()
+    def _fork(self, others: socket.socket, gate: int, not_its_own: set[int]) -> int:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 stream.flush()  # or every guest would write again what is buffered here
@@ -122,38 +146,17 @@ class Engine:
         try:
             pid = os.fork()
             if pid == 0:
-                own.close()
-                self._become_keeper(others, config)
+                become_keeper(others, gate, not_its_own, self._backend, self._brought)
             return pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _become_keeper(self, others: socket.socket, config: Config) -> None:
-        if not config.pass_through:
-            os.setsid()  # the terminal's signals are the caller's business
-        others.setblocking(False)
-        brought = self._brought
-
-        def supervise() -> None:
-            Supervisor(Link(others), self._backend, config, brought).run()
-
-        keep(self._backend, supervise, others.fileno())
-
-    def _spawn(self, others: socket.socket) -> int:
-        start = pickle.dumps((sys.path, self._backend, self._config()), protocol=5)
-        reader, writer = os.pipe()
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _FORKSERVER, str(others.fileno()), str(reader)],
-                pass_fds=(others.fileno(), reader),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,
-            )
-        finally:
-            os.close(reader)
-        with open(writer, "wb") as pipe, contextlib.suppress(BrokenPipeError):
-            pipe.write(start)
+    def _spawn(self, others: socket.socket, gate: int) -> int:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _FORKSERVER, str(others.fileno()), str(gate)],
+            pass_fds=(others.fileno(), gate),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
         process.returncode = 0  # it is reaped by us: Popen would wait for it and warn
         return process.pid
 
@@ -320,16 +323,51 @@ def _told(report: Report, exception: BaseException) -> str:
     return f"{report.detail}: {text}" if report.detail else text
 
 
-def serve(fd: int) -> None:
-    """In a clean interpreter ("forkserver"): become keeper and supervisor of the caller that spawned us."""
-    with open(int(sys.argv[2]), "rb") as pipe:
-        path, backend, config = pickle.load(pipe)
-    sys.path[:] = path
-    others = socket.socket(fileno=fd)
-    others.set_inheritable(False)
-    others.setblocking(False)
+def become_keeper(
+    others: socket.socket,
+    gate: int,
+    not_its_own: set[int],
+    backend: Backend | None,
+    brought: dict[int, Task | Command],
+) -> NoReturn:
+    """In a child of the caller: wait at the gate, then keep a supervisor.
 
-    def supervise() -> None:
-        Supervisor(Link(others), backend, config, {}).run()
+    Args:
+        others: The supervisor's end of the link.
+        gate: Where the caller writes what the run needs, once the backend is prepared.
+        not_its_own: Descriptors of the caller's ends, which must end with the caller.
+        backend: The caller's, or ``None`` in a clean interpreter.
+        brought: Tasks that came along with the fork.
+    """
+    try:
+        for fd in not_its_own:
+            os.close(fd)
+        with open(gate, "rb") as pipe:
+            handover, sys.path[:], name, config = pickle.load(pipe)
+        if not config.pass_through:
+            os.setsid()  # the terminal's signals are the caller's business
+        backend = backend or BACKENDS[name]()
+        backend.accept(handover)
+        others.setblocking(False)
+        run = functools.partial(_supervise, others, backend, config, brought)
+        keep(backend, run, others.fileno())
+    except EOFError:
+        os._exit(0)  # the backend could not be prepared, which the caller knows better
+    except BaseException:  # noqa: BLE001 - must not unwind into the caller's code
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
-    keep(backend, supervise, fd)
+
+def _supervise(
+    others: socket.socket, backend: Backend, config: Config, brought: dict[int, Task | Command]
+) -> None:
+    Supervisor(Link(others), backend, config, brought).run()
+
+
+def serve(link: int, gate: int) -> NoReturn:
+    """In a clean interpreter ("forkserver"): become the keeper."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    others = socket.socket(fileno=link)
+    os.set_inheritable(link, False)
+    become_keeper(others, gate, set(), None, {})

@@ -64,6 +64,7 @@ class ProcessManager:
         hardening: None = None,
         backend: Literal["auto", "cgroup", "rlimit"] = "auto",
         start_method: Literal["fork", "forkserver"] = "fork",
+        _pass_through: bool = False,
     ) -> None:
         if hardening is not None:
             raise TypeError(f"hardening must be None, as there is none yet; not {shorten(hardening)}")
@@ -82,7 +83,8 @@ class ProcessManager:
         self._engine: Engine | None = None
         self._last_number = 0
         self._owner = os.getpid()
-        self._pass_through = False
+        # For ``gwsandbox run``: the program keeps the caller's terminal, session and standard descriptors.
+        self._pass_through = _pass_through
 
     # --- queueing -----------------------------------------------------------------------------------
 
@@ -269,7 +271,7 @@ def choose_backend(name: str, *, stacklevel: int) -> Backend:
     if name not in {"auto", "cgroup"}:
         raise ValueError(f"backend must be 'auto', 'cgroup' or 'rlimit', not {name!r}")
     try:
-        return CgroupBackend()
+        return CgroupBackend.find()
     except CgroupError as error:
         if name == "cgroup":
             raise

@@ -85,8 +85,12 @@ class RlimitBackend:
     def __init__(self) -> None:
         self._family = Family()
 
-    def prepare(self) -> None:
+    def prepare(self, holder: int) -> str:  # noqa: ARG002 - the protocol's
         """Nothing to get ready."""
+        return ""
+
+    def accept(self, handover: str) -> None:
+        """Nothing to take over."""
 
     def open(self, limits: Limits) -> RlimitCell:
         return RlimitCell(limits, self._enforce(limits), self._family)

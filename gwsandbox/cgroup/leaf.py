@@ -9,10 +9,12 @@ import contextlib
 import errno
 import os
 import resource
+from typing import Self
 
+from gwsandbox import scope
 from gwsandbox.backend import Check, Counters
 from gwsandbox.cgroup import files, run_group
-from gwsandbox.cgroup.root import DelegatedRoot, find_root
+from gwsandbox.cgroup.root import MOUNT, DelegatedRoot, NotDelegated, find_root, usable
 from gwsandbox.errors import CgroupError
 from gwsandbox.judge import Reason
 from gwsandbox.limits import Limits
@@ -39,25 +41,48 @@ class CgroupBackend:
     needs_subreaper = False
 
     def __init__(self, root: DelegatedRoot | None = None) -> None:
-        """Find the delegated root of this process, where none is given.
-
-        Raises:
-            CgroupError: There is none.
-        """
-        self.root = root or find_root()
+        """Leaves under ``root``; where it is ``None``, under a scope that ``prepare`` asks of systemd."""
+        self._root = root
         self._path = ""
         self._folder = -1
+        self._controllers: frozenset[str] = frozenset()
         self._opened = 0
         self._enforcements: dict[Limits, Enforcement] = {}
 
-    def prepare(self) -> None:
-        """Sweep what dead owners left, and open this run's group.
+    @classmethod
+    def find(cls) -> Self:
+        """A backend for this process: its delegated root, or systemd where that can be asked. Changes nothing.
 
         Raises:
-            CgroupError: The kernel refused.
+            CgroupError: There is neither; says why and what mends it.
         """
-        run_group.sweep(self.root.path)
-        self._path, self._folder = run_group.open_run_group(self.root)
+        try:
+            return cls(find_root())
+        except NotDelegated as error:
+            if why := scope.why_none():
+                error.step += f"; and no scope of systemd's can be had: {why}"
+                raise
+            return cls()
+
+    def prepare(self, holder: int) -> str:
+        """Open this run's group, in a scope of systemd's where nothing is delegated; sweep what dead owners left.
+
+        Raises:
+            CgroupError: The kernel or systemd refused.
+        """
+        root = self._root
+        if root is None:
+            root = usable(MOUNT + scope.start_scope(holder))
+            run_group.sweep_scopes(os.path.dirname(root.path))
+        else:
+            run_group.sweep(root.path)
+        self._path, self._folder = run_group.open_run_group(root)
+        return f"{self._path} {' '.join(root.controllers)}"
+
+    def accept(self, handover: str) -> None:
+        self._path, *controllers = handover.split(" ")
+        self._controllers = frozenset(controllers)
+        self._folder = run_group.hold(self._path)
 
     def open(self, limits: Limits) -> Leaf:
         """A fresh leaf with ``limits`` written.
@@ -87,7 +112,7 @@ class CgroupBackend:
     def _enforce(self, limits: Limits) -> Enforcement:
         asked = limits.asked()
         degraded = {}
-        if "cpus" in asked and "cpu" not in self.root.controllers:
+        if "cpus" in asked and "cpu" not in self._controllers:
             degraded["cpus"] = "the cpu controller is not delegated: set Delegate=cpu memory pids in the unit"
         held = {name: _HELD_BY[name] for name in asked if name not in degraded}
         if "memory" in asked:

@@ -3,7 +3,8 @@
 Going up from the own cgroup, the first of these is it:
 
 1. a leaf of ours (a manager inside a guest): what runs there stays inside the outer limits;
-2. a cgroup that systemd marked as delegated (``Delegate=yes``), which it does by an extended attribute;
+2. a cgroup that systemd marked as delegated (``Delegate=yes``), which it does by an extended attribute; only
+   a user's manager does not mark, and is asked;
 3. the root of the cgroup namespace or hierarchy, where no systemd manages it and it can be written: a
    container's, or a host's without systemd.
 """
@@ -15,6 +16,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from gwsandbox import scope
 from gwsandbox.errors import CgroupError
 
 MOUNT = "/sys/fs/cgroup"
@@ -23,7 +25,12 @@ WANTED = ("memory", "pids", "cpu", "io")
 
 RUN_NAME = re.compile(r"gwsandbox-(\d+)-(\d+)-\d+")
 _LEAF_PATH = re.compile(r".*/gwsandbox-\d+-\d+-\d+/task-\d+")
-_REMEDY = "start it under: systemd-run --{} --scope -p Delegate=yes -- COMMAND, or set Delegate=yes in its unit"
+_USER_MANAGER = re.compile(r"user@\d+\.service")
+_REMEDY = "start it under: systemd-run{} --scope -p Delegate=yes -- COMMAND, or set Delegate=yes in its unit"
+
+
+class NotDelegated(CgroupError):  # noqa: N818 - raised and caught here only; the caller sees a CgroupError
+    """There is cgroup v2, but no part of it is ours. systemd may give us one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +54,20 @@ def find_root() -> DelegatedRoot:
     """
     own = _own_cgroup()
     for path in _upward(own):
+        if path != own and _USER_MANAGER.fullmatch(os.path.basename(path)):
+            unit = scope.delegated_unit()
+            if unit is None:
+                break
+            return usable(MOUNT + unit)
         if _LEAF_PATH.fullmatch(path) or _is_marked(path) or _is_free_top(path):
-            return _usable(path)
-    raise CgroupError(
-        "find delegated root: no cgroup from the process's own upwards is delegated",
-        path=own,
-        remedy=_remedy(),
+            return usable(path)
+    raise NotDelegated(
+        "find delegated root: no cgroup from the process's own upwards is delegated", path=own, remedy=_remedy()
     )
 
 
 def _remedy() -> str:
-    return _REMEDY.format("user" if os.geteuid() else "system")
+    return _REMEDY.format(" --user" if os.geteuid() else "")
 
 
 def _own_cgroup() -> str:
@@ -99,7 +109,12 @@ def _is_free_top(path: str) -> bool:
     return path == MOUNT and not os.path.isdir("/run/systemd/system")
 
 
-def _usable(path: str) -> DelegatedRoot:
+def usable(path: str) -> DelegatedRoot:
+    """The cgroup ``path`` as a delegated root.
+
+    Raises:
+        CgroupError: It lacks a controller that is needed. NotDelegated: It cannot be written.
+    """
     with open(f"{path}/cgroup.controllers", encoding="utf-8") as file:
         controllers = frozenset(file.read().split()) & set(WANTED)
     missing = [name for name in NEEDED if name not in controllers]
@@ -111,7 +126,7 @@ def _usable(path: str) -> DelegatedRoot:
             remedy=f"set Delegate={' '.join(WANTED)} in the unit that holds it",
         )
     if not os.access(path, os.W_OK) or not os.access(f"{path}/cgroup.procs", os.W_OK):
-        raise CgroupError(
+        raise NotDelegated(
             "find delegated root: it cannot be written (mounted read-only, or another user's)",
             path=path,
             remedy=_remedy(),

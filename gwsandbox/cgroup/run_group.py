@@ -1,8 +1,8 @@
 """The run group: one cgroup per run of a manager, with a leaf per attempt below it.
 
-It carries its owner's pid and start time in its name, and a lock (flock) that ends with its last holder, so
-that the next start knows what a killed owner left behind and sweeps it: whoever removes a run group holds
-its lock.
+It carries its owner's pid and start time in its name, and a shared lock (flock) that ends with its last
+holder, so that the next start knows what a killed owner left behind and sweeps it. The lock tells also where
+the pid does not: across pid namespaces.
 """
 
 from __future__ import annotations
@@ -48,10 +48,16 @@ def open_run_group(root: DelegatedRoot) -> tuple[str, int]:
             raise CgroupError("open run group", path=path, errno=error.errno or 0) from error
     finally:
         os.close(folder)
-    group = _open_folder(path)
-    fcntl.flock(group, fcntl.LOCK_EX)
+    group = hold(path)
     _enable(root.controllers, group, path)
     return path, group
+
+
+def hold(path: str) -> int:
+    """Open a run group and hold its lock, together with others of its run, until the descriptor is closed."""
+    group = _open_folder(path)
+    fcntl.flock(group, fcntl.LOCK_SH)
+    return group
 
 
 def _open_folder(path: str) -> int:
@@ -165,8 +171,12 @@ def destroy(path: str) -> None:
 
 def leftovers(root: str) -> list[str]:
     """Paths of the run groups under ``root`` whose owner is dead and whose lock nobody holds."""
-    found = []
-    for entry in os.scandir(root):
+    found: list[str] = []
+    try:
+        entries = list(os.scandir(root))
+    except FileNotFoundError:  # a scope that systemd has just collected
+        return found
+    for entry in entries:
         match = RUN_NAME.fullmatch(entry.name)
         if match is None or start_time(int(match[1])) == int(match[2]):
             continue
@@ -189,3 +199,9 @@ def sweep(root: str) -> list[str]:
         destroy(path)
         swept.append(path)
     return swept
+
+
+def sweep_scopes(folder: str) -> list[str]:
+    """Sweep every scope of ours in the slice ``folder``; an empty scope is removed by systemd."""
+    scopes = [entry.path for entry in os.scandir(folder) if entry.name.endswith(".scope")]
+    return [path for scope in scopes for path in sweep(scope)]

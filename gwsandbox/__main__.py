@@ -1,0 +1,5 @@
+"""``python -m gwsandbox``: the command line."""
+
+from gwsandbox.cli import main
+
+main()
