@@ -8,16 +8,25 @@ import signal
 from collections.abc import Iterator
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_CHUNK = 1 << 15  # files of /proc come in pieces of a page or more: a short one is the last
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def _read(path: str) -> bytes | None:
     """The bytes of a file of /proc; ``None`` where the process is gone."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # half the system calls of open()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+    try:
+        data = os.read(fd, _CHUNK)
+        while chunk := os.read(fd, _CHUNK) if len(data) >= _CHUNK // 2 else b"":
+            data += chunk
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+    return data
 
 
 def children(pid: int) -> list[int]:
@@ -40,6 +49,12 @@ def resident(pid: int) -> int:
     """Bytes of RAM that a process has mapped, shared pages included; 0 where it is gone. Cheap."""
     fields = (_read(f"/proc/{pid}/statm") or b"").split()
     return int(fields[1]) * _PAGE if len(fields) > 1 else 0
+
+
+def data(pid: int) -> int:
+    """Bytes that count against RLIMIT_DATA, and those of the stack; 0 where the process is gone."""
+    fields = (_read(f"/proc/{pid}/statm") or b"").split()
+    return int(fields[5]) * _PAGE if len(fields) > 5 else 0
 
 
 def proportional(pid: int) -> int:

@@ -45,7 +45,7 @@ class Family:
     """What all cells of one supervisor share.
 
     ``main`` are the guests' main processes. A fresh fork has mapped ``resident`` bytes, of which ``inherited``
-    are its share: measured on the first guest, as it costs milliseconds and is the same for all.
+    are its share: measured on the first guest, as that costs milliseconds and is the same for all.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class RlimitCell:
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         if memory := self._asked.get("memory"):
             # The hard limit leaves room in which a MemoryError can be reported.
-            _lower(resource.RLIMIT_DATA, _data_bytes() + int(memory), _REPORT_RESERVE)
+            _lower(resource.RLIMIT_DATA, process_tree.data(os.getpid()) + int(memory), _REPORT_RESERVE)
         if (pids := self._asked.get("pids")) and os.geteuid() != 0:
             _lower(resource.RLIMIT_NPROC, _processes_of_user() + int(pids), 0)
 
@@ -240,13 +240,6 @@ def _lower(number: int, soft: int, reserve: int) -> None:
     if ceiling != resource.RLIM_INFINITY:
         soft, hard = min(soft, ceiling), min(hard, ceiling)
     resource.setrlimit(number, (soft, hard))
-
-
-def _data_bytes() -> int:
-    """Bytes that count against RLIMIT_DATA already (VmData of proc(5)), inherited by the fork."""
-    with open("/proc/self/status", encoding="utf-8") as file:
-        line = next((line for line in file if line.startswith("VmData")), "VmData: 0 kB")
-    return int(line.split()[1]) * 1024
 
 
 def _processes_of_user() -> int:
