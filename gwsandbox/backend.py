@@ -6,7 +6,7 @@ A backend knows how limits are held and measured, and nothing about tasks.
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,8 @@ class Cell(Protocol):
     enforcement: Enforcement
     memory_refusable: bool
     """Whether a limit of ours can make an allocation fail inside the guest (RLIMIT_DATA)."""
+    data_limit_at_exec: int
+    """RLIMIT_DATA of a program, in bytes; 0 is none."""
     first_check: float | None
     """Seconds from the guest's start to the first ``check``; ``None`` where none is needed."""
 
@@ -48,11 +50,13 @@ class Cell(Protocol):
     def cgroup(self) -> int | None:
         """Descriptor of the cgroup that the guest is to be born in, or ``None``."""
 
-    def attach(self) -> None:
-        """In the guest, before anything of the task: confine this process, where being born did not."""
-
     def started(self, pid: int, *, keeps_memory: bool) -> None:
-        """The guest's main process runs and is ``pid``; it keeps the memory of the fork, or executes a program."""
+        """The guest's main process was born as ``pid`` and waits for its time.
+
+        Args:
+            pid: Of the guest.
+            keeps_memory: Whether it keeps the memory of the fork; a program does not.
+        """
 
     def check(self, elapsed: float) -> Check:
         """Look at what no event of the kernel tells: CPU time, and without cgroups memory."""
@@ -93,6 +97,14 @@ class Backend(Protocol):
     def accept(self, handover: str) -> None:
         """Once per run, in the keeper's process: take over what ``prepare`` made."""
 
+    def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
+        """In the supervisor: there is a new zygote.
+
+        Args:
+            zygote: Pid of a child that is no guest, and is to live.
+            settle: Comes back when every child that the zygote has forked was ``started``.
+        """
+
     def open(self, limits: Limits) -> Cell:
         """Make a cell that holds ``limits``, before there is a process to put into it."""
 
@@ -100,16 +112,22 @@ class Backend(Protocol):
         """Kill and remove whatever cgroups are left of this run. Waits until done; safe to call again."""
 
 
-def rlimits(limits: Mapping[str, float]) -> list[tuple[int, int, int]]:
-    """The limits that setrlimit(2) holds on every backend, as (resource, soft, hard)."""
-    found = [(resource.RLIMIT_CORE, 0, 0)]  # a crash shall not fill the disk with the guest's memory
+def limit_resources(pid: int, limits: Mapping[str, float]) -> None:
+    """Set the limits that setrlimit(2) holds on every backend, for a process that waits for its time."""
     if "open_files" in limits:
-        found.append((resource.RLIMIT_NOFILE, int(limits["open_files"]), int(limits["open_files"])))
+        lower(pid, resource.RLIMIT_NOFILE, int(limits["open_files"]))
     if "file_size" in limits:
-        found.append((resource.RLIMIT_FSIZE, int(limits["file_size"]), int(limits["file_size"])))
+        lower(pid, resource.RLIMIT_FSIZE, int(limits["file_size"]))
     if "cpu_seconds" in limits:
         # Whole seconds only, so rounded up: the exact limit is held by the supervisor's own look at the clock.
         # One second more until SIGKILL, for processes that ignore SIGXCPU.
-        whole = int(-(-limits["cpu_seconds"] // 1))
-        found.append((resource.RLIMIT_CPU, whole, whole + 1))
-    return found
+        lower(pid, resource.RLIMIT_CPU, int(-(-limits["cpu_seconds"] // 1)), 1)
+
+
+def lower(pid: int, number: int, soft: int, reserve: int = 0) -> None:
+    """Set a limit of a process, with a hard limit ``reserve`` above; but neither above the host's own."""
+    _, ceiling = resource.prlimit(pid, number)
+    hard = soft + reserve
+    if ceiling != resource.RLIM_INFINITY:
+        soft, hard = min(soft, ceiling), min(hard, ceiling)
+    resource.prlimit(pid, number, (soft, hard))

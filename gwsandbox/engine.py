@@ -37,6 +37,7 @@ from gwsandbox.result import Outcome, TaskResult
 from gwsandbox.rlimit import RlimitBackend
 from gwsandbox.supervisor import Config, Supervisor
 from gwsandbox.task import Command, CommandOutput, Task
+from gwsandbox.zygote import LARGEST_WORK
 
 _GIB = 1024**3
 
@@ -62,6 +63,9 @@ class Settings:
     """What all tasks of a run have in common; see ``ProcessManager``.
 
     ``timeout_seconds`` and ``memory_limit_in_gib`` are as the user wrote them, for the results to show.
+
+    Guests that are not ``trusted`` hold none of the caller's descriptors but the standard three, and nothing
+    that they send is unpickled: of their values only bytes arrive, and of their exceptions only the outcome.
     """
 
     max_workers: int
@@ -70,6 +74,7 @@ class Settings:
     timeout_seconds: float | None = None
     memory_limit_in_gib: float | None = None
     pass_through: bool = False
+    trusted: bool = True
 
 
 class Engine:
@@ -135,6 +140,7 @@ class Engine:
             max_workers=self._settings.max_workers,
             caller=os.getpid(),
             pass_through=self._settings.pass_through,
+            trusted=self._settings.trusted,
         )
 
     def _fork(self, others: socket.socket, gate: int, not_its_own: set[int]) -> int:
@@ -181,7 +187,11 @@ class Engine:
             del self._unfinished[number]
             self._arrived.append(self._result(task, Report(number, Outcome.FAILED, str(error), error=error), None))
             return
-        self._orders.append(Order(number, limits, work))
+        if isinstance(work, bytes) and len(work) > LARGEST_WORK:
+            self.flush()  # in order
+            self._post([Order(number, limits)], transport.store(work, "gwsandbox-task"))
+        else:
+            self._orders.append(Order(number, limits, work))
 
     def _pack(self, task: Task | Command) -> bytes | Command:
         if isinstance(task, Command):
@@ -191,10 +201,15 @@ class Engine:
     def flush(self) -> None:
         """Send what was submitted."""
         orders, self._orders = self._orders, []
-        if orders and not self._lost:
-            self._link.post(orders)
-            with contextlib.suppress(OSError):  # it is gone: the next ``next_result`` says so
-                self._link.flush()
+        if orders:
+            self._post(orders, None)
+
+    def _post(self, orders: list[Order], descriptor: int | None) -> None:
+        self._link.post(orders, descriptor)
+        try:
+            self._link.flush()
+        except OSError:  # it is gone: the next ``next_result`` says so
+            self._link.drop()
 
     # --- results ------------------------------------------------------------------------------------
 
@@ -203,6 +218,24 @@ class Engine:
         while not self._arrived:
             self._receive()
         return self._arrived.popleft()
+
+    def fileno(self) -> int:
+        """The descriptor that can be read when ``results_now`` would give something, or would lose the engine."""
+        return self._link.fileno()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the supervisor is gone: what was unfinished gets results that say so, and nothing runs any more."""
+        return self._lost
+
+    def results_now(self) -> list[TaskResult]:
+        """What has come; does not wait where ``fileno`` can be read. May be empty."""
+        self._receive()
+        if self._lost:
+            self._report_lost()
+        found = list(self._arrived)
+        self._arrived.clear()
+        return found
 
     def _receive(self) -> None:
         if self._lost:
@@ -230,7 +263,7 @@ class Engine:
         self._unfinished.clear()
 
     def _result(self, task: Task | Command, report: Report, descriptor: int | None) -> TaskResult:
-        report, value, exception = _open_payload(task, report, descriptor)
+        report, value, exception = _open_payload(task, report, descriptor, trusted=self._settings.trusted)
         if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
             exception = _EXCEPTIONS.get(report.outcome, SandboxError)(report.detail)
         peak = report.usage.memory_peak_bytes
@@ -289,7 +322,7 @@ def _overrules(report: Report) -> bool:
 
 
 def _open_payload(
-    task: Task | Command, report: Report, descriptor: int | None
+    task: Task | Command, report: Report, descriptor: int | None, *, trusted: bool
 ) -> tuple[Report, Any, BaseException | None]:
     """What the guest sent: the report as it stands then, the value, the exception."""
     if report.error is not None or not report.payload and descriptor is None:
@@ -300,6 +333,12 @@ def _open_payload(
         if descriptor is not None:
             os.close(descriptor)
         return report, None, None
+    if not trusted and (descriptor is not None or not transport.is_bytes(report.payload)):
+        if descriptor is not None:
+            os.close(descriptor)
+        detail = report.detail or "a step before the task's first instruction failed; gwsandbox run says which"
+        value = CommandOutput(b"", b"") if isinstance(task, Command) else None
+        return report._replace(detail=detail), value, None
     try:
         content = (
             transport.read_inline(report.payload) if descriptor is None else transport.read_descriptor(descriptor)

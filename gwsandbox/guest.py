@@ -1,7 +1,9 @@
-"""The guest's life between fork and the task's first instruction, and after its last: a flat list of steps.
+"""The guest's life between its birth and the task's first instruction, and after its last: a flat list of steps.
 
-Every function here runs in the guest. None returns to the supervisor's code; a step that fails is reported
-through the result descriptor with its name and errno.
+Every function here but ``look_around`` runs in the guest. None returns to the zygote's code; a step that fails
+is reported through the result descriptor with its name and errno. What is the same for every guest the zygote
+has done once, and what can be done from outside the supervisor does (resource limits, the OOM score): each page
+that a fresh fork writes to costs it a page fault.
 """
 
 from __future__ import annotations
@@ -14,18 +16,17 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 from gwsandbox import kernel, transport
-from gwsandbox.backend import Cell
 from gwsandbox.errors import GuestSetupError
 from gwsandbox.judge import Delivery
 from gwsandbox.task import Command, Task
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
 _SETUP_FAILED = 125
+
 _UNSTOPPABLE = {signal.SIGKILL, signal.SIGSTOP}
 # What the interpreter starts with: Python code expects exceptions in the place of these signals.
 _INTERPRETERS: dict[int, Any] = {
@@ -33,87 +34,104 @@ _INTERPRETERS: dict[int, Any] = {
     signal.SIGPIPE: signal.SIG_IGN,
     signal.SIGXFSZ: signal.SIG_IGN,
 }
-_OOM_SCORE_RAISE = 500  # of 1000: before the user's own service, after whatever asked to be first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Common:
-    """What does not change from one guest to the next, found out once: see ``look_around``.
+class Manner(NamedTuple):
+    """How all guests of a run live.
 
     Args:
-        supervisor: Pid of the supervisor.
-        callers_descriptors: Descriptors that were the caller's before we opened any.
+        keep_terminal: Programs keep the caller's session, process group and descriptors.
+        keep_descriptors: Python calls keep the caller's descriptors.
+        be_subreaper: Whether a guest's orphans are to stay below it.
         collect_garbage: Whether the caller had the garbage collector on.
-        handlers: Signals to handle otherwise than the caller does, in a Python call.
-        ignored: Signals that the caller ignores, which a program would inherit.
-        oom_score: What to write into oom_score_adj.
+    """
+
+    keep_terminal: bool
+    keep_descriptors: bool
+    be_subreaper: bool
+    collect_garbage: bool
+
+
+class Common(NamedTuple):
+    """What does not change from one guest to the next; see ``look_around``.
+
+    Args:
+        supervisor: Pid of the supervisor, whose child every guest is.
+        control: The zygote's end of its socket.
+        ignored_signals: Signals that a program would inherit as ignored.
+        manner: How guests are to live.
     """
 
     supervisor: int
-    callers_descriptors: frozenset[int]
-    collect_garbage: bool
-    handlers: tuple[tuple[int, Any], ...]
-    ignored: tuple[int, ...]
-    oom_score: bytes
+    control: int
+    ignored_signals: tuple[int, ...]
+    manner: Manner
 
 
-def look_around(not_callers: int) -> Common:
-    """In the supervisor, before it opens anything of its own.
+class Setup(NamedTuple):
+    """What one guest is started with.
 
     Args:
-        not_callers: The one descriptor that is ours already.
-    """
-    with open("/proc/self/oom_score_adj", "rb") as file:
-        oom_score = min(int(file.read()) + _OOM_SCORE_RAISE, 1000)
-    now = {number: signal.getsignal(number) for number in signal.valid_signals() - _UNSTOPPABLE}
-    return Common(
-        supervisor=os.getpid(),
-        callers_descriptors=frozenset(filter(_is_open, map(int, os.listdir("/proc/self/fd")))) - {not_callers},
-        collect_garbage=gc.isenabled(),
-        handlers=tuple((n, wanted) for n in now if now[n] != (wanted := _INTERPRETERS.get(n, signal.SIG_DFL))),
-        ignored=tuple(n for n in now if now[n] == signal.SIG_IGN),
-        oom_score=str(oom_score).encode(),
-    )
-
-
-def _is_open(fd: int) -> bool:
-    """False for the descriptor that read the list which it is in."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What one guest is started with; made by the supervisor before the fork.
-
-    Args:
-        task: What to run; a Python call that was queued late as its bytes.
-        cell: The walls around it.
-        born_inside: Whether the fork put it into its cgroup already.
+        task: What to run; a task that was queued late as its bytes, or as a descriptor that holds them.
+        is_command: Whether it is a program.
+        data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
+        born_inside: Whether it was born in its cgroup already.
         result: The result descriptor.
-        stdin: Descriptor to read from, or ``None`` for the supervisor's (/dev/null, or the caller's own).
+        go: Descriptor that can be read when the task's time begins.
+        cgroup: Descriptor of its cgroup, or ``None``.
+        stdin: Descriptor to read from, or ``None`` for the zygote's (/dev/null, or the caller's own).
         stdout: Descriptor to write to, or ``None`` for the caller's own.
         stderr: Likewise.
-        keep_terminal: A program that keeps the caller's session, process group and standard descriptors.
-        rlimits: (resource, soft, hard) to set.
-        common: What is the same for every guest of this supervisor.
-        go: Descriptor that can be read when the task's time begins; ``None``: at once.
+        common: What is the same for every guest.
     """
 
-    task: Task | Command | bytes
-    cell: Cell
+    task: Task | Command | bytes | int
+    is_command: bool
+    data_limit: int
     born_inside: bool
     result: int
+    go: int
+    cgroup: int | None
     stdin: int | None
     stdout: int | None
     stderr: int | None
-    keep_terminal: bool
-    rlimits: list[tuple[int, int, int]]
     common: Common
-    go: int | None
+
+
+def look_around(control: int, manner: Manner) -> Common:
+    """In the zygote, once: what every guest will need to know.
+
+    Args:
+        control: The zygote's end of its socket.
+        manner: How guests are to live.
+    """
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals() - _UNSTOPPABLE}
+    return Common(
+        supervisor=os.getppid(),
+        control=control,
+        # In a program handlers end with exec, but what is ignored stays so.
+        ignored_signals=tuple(n for n in handlers if _INTERPRETERS.get(n, handlers[n]) == signal.SIG_IGN),
+        manner=manner,
+    )
+
+
+def forget_the_caller() -> None:
+    """In the zygote, once: what a fork does not do.
+
+    Signal handlers become the interpreter's own, and multiprocessing forgets the caller's children and queues
+    as its own bootstrap does: otherwise a guest's exit would terminate the caller's daemonic children, and a
+    queue that the caller has used would lose what the guest puts into it.
+    """
+    for number in signal.valid_signals() - _UNSTOPPABLE:
+        wanted = _INTERPRETERS.get(number, signal.SIG_DFL)
+        if signal.getsignal(number) not in {wanted, None}:
+            signal.signal(number, wanted)
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None:
+        process.__dict__["_children"] = set()
+        util._finalizer_registry.clear()
+        util._run_after_forkers()
 
 
 def live(setup: Setup) -> NoReturn:
@@ -122,11 +140,11 @@ def live(setup: Setup) -> NoReturn:
     try:
         failure = _take_steps(setup)
         if failure is None:
-            task = _unpack(setup)
+            task = _unpack(setup.task)
             code = _execute(setup, task) if isinstance(task, Command) else _call(setup, task)
         else:
             transport.write_exception(setup.result, failure, Delivery.STEP_FAILED)
-    except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the supervisor
+    except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
         with contextlib.suppress(BaseException):
             transport.write_exception(setup.result, error, Delivery.RAISED)
             code = 1
@@ -152,42 +170,39 @@ def _die_with_supervisor(setup: Setup) -> None:
 
 
 def _join_cell(setup: Setup) -> None:
-    if not setup.born_inside:
-        setup.cell.attach()
+    if setup.cgroup is not None and not setup.born_inside:
+        fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=setup.cgroup)
+        os.write(fd, b"0")
+        os.close(fd)
+    if setup.common.manner.be_subreaper:
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _leave_session(setup: Setup) -> None:
-    if not setup.keep_terminal:
+    if not setup.common.manner.keep_terminal:
         os.setsid()
-
-
-def _be_first_for_the_oom_killer(setup: Setup) -> None:
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, setup.common.oom_score)
-    finally:
-        os.close(fd)
 
 
 def _connect_standard_descriptors(setup: Setup) -> None:
     for source, standard in ((setup.stdin, 0), (setup.stdout, 1), (setup.stderr, 2)):
         if source is not None:
             os.dup2(source, standard)
+            os.close(source)
 
 
 def _close_descriptors(setup: Setup) -> None:
-    """Close all that is not the caller's own; for a program without a terminal all but the standard three."""
-    kept = {0, 1, 2, setup.result}
-    if setup.go is not None:
-        kept.add(setup.go)
-    if setup.keep_terminal or not isinstance(setup.task, Command):
-        kept |= setup.common.callers_descriptors
-    first = 0
-    for fd in sorted(kept):
-        if fd > first:
-            _close_range(first, fd - 1)
-        first = fd + 1
-    _close_range(first, 2**31 - 1)
+    """Close all that is not the caller's own; and of that, where it is not to be kept, all but the first three."""
+    os.close(setup.common.control)
+    if setup.cgroup is not None:
+        os.close(setup.cgroup)
+    manner = setup.common.manner
+    if not (manner.keep_terminal if setup.is_command else manner.keep_descriptors):
+        first = 3
+        for fd in sorted(fd for fd in (setup.result, setup.go, setup.task) if isinstance(fd, int)):
+            if fd > first:
+                _close_range(first, fd - 1)
+            first = fd + 1
+        _close_range(first, 2**31 - 1)
 
 
 def _close_range(first: int, last: int) -> None:
@@ -202,62 +217,36 @@ def _close_range(first: int, last: int) -> None:
                     os.close(fd)
 
 
-def _limit_resources(setup: Setup) -> None:
-    for number, soft, hard in setup.rlimits:
-        _, ceiling = resource.getrlimit(number)
-        if ceiling != resource.RLIM_INFINITY:  # the host's own limit is the stricter one, and cannot be raised
-            soft, hard = min(soft, ceiling), min(hard, ceiling)  # noqa: PLW2901
-        resource.setrlimit(number, (soft, hard))
-
-
 def _reset_signals(setup: Setup) -> None:
-    """Handlers and mask back to what a fresh process has; ours were the caller's, all blocked."""
-    if isinstance(setup.task, Command):  # handlers end with exec, but what is ignored stays so
-        for number in setup.common.ignored:
+    if setup.is_command:
+        for number in setup.common.ignored_signals:
             signal.signal(number, signal.SIG_DFL)
-    else:
-        for number, handler in setup.common.handlers:
-            signal.signal(number, handler)
     kernel.unblock_signals()
 
 
-def _refresh_interpreter(setup: Setup) -> None:
-    """What a fork does not: forget the caller's own children and their queues, in multiprocessing."""
-    if setup.common.collect_garbage:
-        gc.freeze()  # or the first collection would write to every page that we share with the supervisor
-        gc.enable()
-    util = sys.modules.get("multiprocessing.util")
-    process = sys.modules.get("multiprocessing.process")
-    if util is not None and process is not None:
-        # As multiprocessing's own bootstrap does. Without it the guest's exit would terminate the caller's
-        # daemonic children, and a queue that the caller has used would lose what the guest puts into it.
-        process.__dict__["_children"] = set()
-        util._finalizer_registry.clear()
-        util._run_after_forkers()
-
-
 def _wait_for_its_time(setup: Setup) -> None:
-    if setup.go is not None:
-        os.read(setup.go, 8)
-        os.close(setup.go)
+    os.read(setup.go, 8)
+    os.close(setup.go)
+    if setup.common.manner.collect_garbage:
+        gc.enable()
 
 
 _STEPS: tuple[tuple[str, Callable[[Setup], None]], ...] = (
     ("die with supervisor", _die_with_supervisor),
     ("join cell", _join_cell),
     ("leave session", _leave_session),
-    ("raise oom score", _be_first_for_the_oom_killer),
     ("connect standard descriptors", _connect_standard_descriptors),
     ("close descriptors", _close_descriptors),
-    ("limit resources", _limit_resources),
     ("reset signals", _reset_signals),
-    ("refresh interpreter", _refresh_interpreter),
     ("wait for its time", _wait_for_its_time),
 )
 
 
-def _unpack(setup: Setup) -> Task | Command:
-    return transport.unpack_task(setup.task) if isinstance(setup.task, bytes) else setup.task
+def _unpack(task: Task | Command | bytes | int) -> Task | Command:
+    if isinstance(task, int):
+        with open(task, "rb", buffering=0) as file:
+            task = file.readall()
+    return transport.unpack_task(task) if isinstance(task, bytes) else task
 
 
 def _call(setup: Setup, task: Task) -> int:
@@ -296,9 +285,10 @@ def _exit_code(error: BaseException) -> int:
 
 def _finish_interpreter() -> None:
     """As multiprocessing.Process ends: wait for the task's threads and queues, then flush."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    if threading.active_count() > 1:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util._exit_function()
@@ -314,7 +304,9 @@ def _execute(setup: Setup, command: Command) -> int:
         if command.cwd is not None:
             os.chdir(command.cwd)
         culprit = command.argv[0]
-        env = os.environ if command.env is None else command.env
+        env: Mapping[str, str] = os.environ if command.env is None else command.env
+        if setup.data_limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (setup.data_limit, setup.data_limit))
         os.execvpe(command.argv[0], command.argv, env)
     except OSError as error:
         # Named as it was given: execvpe names the last folder of PATH that it looked into.

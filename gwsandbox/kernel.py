@@ -15,13 +15,18 @@ PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 PR_GET_TID_ADDRESS = 40
 
-CLONE_PIDFD = 0x0000_1000  # include/uapi/linux/sched.h; Linux 5.2
+CLONE_PARENT = 0x0000_8000  # include/uapi/linux/sched.h
 CLONE_CHILD_CLEARTID = 0x0020_0000
 CLONE_CHILD_SETTID = 0x0100_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
 
 F_ADD_SEALS = 1033  # include/uapi/linux/fcntl.h
 F_SEAL_ALL = 0x000F  # SEAL | SHRINK | GROW | WRITE
+
+# __NR_clone differs between architectures: include/uapi/asm-generic/unistd.h, and x86_64's own table.
+_SYS_CLONE = 56 if os.uname().machine == "x86_64" else 220
+AT_FDCWD = -100  # include/uapi/linux/fcntl.h
+RENAME_NOREPLACE = 1  # include/uapi/linux/fs.h; Linux 3.15
 
 _SYS_CLONE3 = 435  # Linux 5.3
 _SYS_CLOSE_RANGE = 436  # Linux 5.9
@@ -66,6 +71,13 @@ def close_range(first: int, last: int) -> None:
         raise _fail("close_range")
 
 
+def renameat2(source: str, target: str, flags: int) -> None:
+    """renameat2(2) of paths that are absolute, or relative to the current folder. EINVAL: not on this file system."""
+    paths = [ctypes.c_char_p(os.fsencode(path)) for path in (source, target)]
+    if _libc.renameat2(AT_FDCWD, paths[0], AT_FDCWD, paths[1], ctypes.c_uint(flags)):
+        raise _fail("renameat2")
+
+
 def _tid_address() -> int:
     """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
     address = ctypes.c_void_p()
@@ -75,42 +87,43 @@ def _tid_address() -> int:
     return 0 if failed else address.value or 0
 
 
-def clone3(cgroup: int | None) -> tuple[int, int]:
-    """Fork by clone3(2): ``(0, -1)`` in the child, ``(pid, pidfd)`` in the parent.
+def clone3(cgroup: int | None) -> int:
+    """Fork a sibling by clone3(2): 0 in the child, its pid in the parent. The child is our parent's.
 
-    The child is born in the cgroup whose descriptor is ``cgroup``, so it is never outside its limits, and the
-    lock that moving a process takes (milliseconds on a busy host) is not taken.
+    It is born in the cgroup whose descriptor is ``cgroup``.
 
     To be called in a single-threaded process only: the C library's own fork handlers do not run. Python's do.
     As glibc's fork does, the kernel is asked to renew the thread id that the C library keeps, without which
     the child's recursive locks would take it for its parent.
     """
-    flags = CLONE_PIDFD
+    flags = CLONE_PARENT
     tid = _tid_address()
     if tid:
         flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID
     if cgroup is not None:
         flags |= CLONE_INTO_CGROUP
-    pidfd = ctypes.c_int(-1)
-    arguments = _CLONE_ARGS.pack(
-        flags, ctypes.addressof(pidfd), tid, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup or 0
-    )
-    number, size = ctypes.c_long(_SYS_CLONE3), ctypes.c_size_t(_CLONE_ARGS.size)
+    # With CLONE_PARENT the signal at the child's exit must be 0 here: it is our own.
+    arguments = _CLONE_ARGS.pack(flags, 0, tid, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
+    return _fork("clone3", ctypes.c_long(_SYS_CLONE3), arguments, ctypes.c_size_t(_CLONE_ARGS.size))
+
+
+def clone() -> int:
+    """Fork a sibling by clone(2), for kernels and seccomp filters that refuse clone3; see there.
+
+    The order of its arguments differs between architectures, but all after the flags are 0.
+    """
+    zero = ctypes.c_long(0)
+    return _fork("clone", ctypes.c_long(_SYS_CLONE), ctypes.c_long(CLONE_PARENT), zero, zero, zero, zero)
+
+
+def _fork(call: str, *arguments: object) -> int:
     _python.PyOS_BeforeFork()
-    pid: int = _syscall(number, arguments, size)
+    pid: int = _syscall(*arguments)
     if pid == 0:
         _python.PyOS_AfterFork_Child()
-        return 0, -1
-    failure = _fail("clone3") if pid < 0 else None
+        return 0
+    failure = _fail(call) if pid < 0 else None
     _python.PyOS_AfterFork_Parent()
     if failure is not None:
         raise failure
-    return pid, pidfd.value
-
-
-def fork() -> tuple[int, int]:
-    """fork(2) and pidfd_open(2), for kernels and seccomp filters that refuse clone3."""
-    pid = os.fork()
-    if pid == 0:
-        return 0, -1
-    return pid, os.pidfd_open(pid)
+    return pid

@@ -6,12 +6,17 @@ import math
 import re
 from dataclasses import dataclass, fields, replace
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d|)\s*", re.IGNORECASE)
+# ASCII: or \d takes digits of every script, and IGNORECASE the long s and the Kelvin sign for letters.
+_FLAGS = re.IGNORECASE | re.ASCII
+_SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d+)?)\s*([kmgtp]?)(i?)(b?)\s*", _FLAGS)
+_DURATION = re.compile(r"\s*(\d{1,30}(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d|)\s*", _FLAGS)
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
-_LARGEST_SIZE = 2**63 - 1  # the kernel's own type for sizes is signed
-_LONGEST_SECONDS = 1e9  # 31 years: more is a mistake of unit
+LARGEST_SIZE = 2**60  # so that what is added to it is still a size for the kernel, whose type is signed
+_MOST_PIDS = 2**22  # PID_MAX_LIMIT, include/linux/threads.h: pids.max takes no more
+_MOST_FILES = 2**30  # fs.nr_open is at most that
+_MOST_CPUS = 2**16
+LONGEST_SECONDS = 1e9  # 31 years: more is a mistake of unit
 _SMALLEST_CPU_SHARE = 0.01  # cpu.max takes no quota below 1 ms, of a period of 100 ms
 
 
@@ -26,7 +31,7 @@ def parse_size(text: str, name: str = "size") -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None or (match[3] and not match[2]):
-        raise ValueError(f"{name}: {text!r} is not a size; write for example 512MiB, 2G or 1048576")
+        raise ValueError(f"{name}: {text[:60]!r} is not a size; write for example 512MiB, 2G or 1048576")
     number, prefix, binary, byte = match.groups()
     base = 1000 if byte and not binary and prefix else 1024
     power = " kmgtp".index(prefix.lower()) if prefix else 0
@@ -42,7 +47,7 @@ def parse_duration(text: str, name: str = "duration") -> float:
     """
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{name}: {text!r} is not a duration; write for example 5s, 500ms, 2m or 1h")
+        raise ValueError(f"{name}: {text[:60]!r} is not a duration; write for example 5s, 500ms, 2m or 1h")
     return float(match[1]) * _SECONDS[match[2].lower()]
 
 
@@ -54,7 +59,7 @@ def check_number(value: object, name: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}: {value!r}")
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value < math.inf:  # false for NaN; and no overflow, as isfinite has for integers past a float
         raise ValueError(f"{name} must be 0 (no limit) or a positive number, not {value!r}")
     return value
 
@@ -62,24 +67,43 @@ def check_number(value: object, name: str) -> float:
 def _check_size(value: object, name: str) -> int:
     if isinstance(value, str):
         value = parse_size(value, name)
-    number = _check_count(value, name)
-    if number > _LARGEST_SIZE:
-        raise ValueError(f"{name} of {number} bytes is more than any machine has ({_LARGEST_SIZE})")
+    number = check_count(value, name)
+    if number > LARGEST_SIZE:
+        raise ValueError(f"{name} of {number} bytes is more than any machine has ({LARGEST_SIZE})")
     return number
 
 
-def _check_count(value: object, name: str) -> int:
+def check_count(value: object, name: str) -> int:
+    """``value`` as a whole number that is not negative.
+
+    Raises:
+        TypeError, ValueError: As ``check_number``; or it is not whole.
+    """
     number = check_number(value, name)
     if number != int(number):
         raise ValueError(f"{name} must be a whole number, not {value!r}")
     return int(number)
 
 
+def _check_pids(value: object, name: str) -> int:
+    number = check_count(value, name)
+    if number > _MOST_PIDS:
+        raise ValueError(f"{name} of {number} is more than the kernel can count ({_MOST_PIDS})")
+    return number
+
+
+def _check_files(value: object, name: str) -> int:
+    number = check_count(value, name)
+    if number > _MOST_FILES:
+        raise ValueError(f"{name} of {number} is more than a process can have ({_MOST_FILES})")
+    return number
+
+
 def _check_seconds(value: object, name: str) -> float:
     if isinstance(value, str):
         value = parse_duration(value, name)
     number = check_number(value, name)
-    if number > _LONGEST_SECONDS:
+    if number > LONGEST_SECONDS:
         raise ValueError(f"{name} of {number} s is more than 31 years; the unit is seconds")
     return number
 
@@ -88,6 +112,8 @@ def _check_cpus(value: object, name: str) -> float:
     number = check_number(value, name)
     if 0 < number < _SMALLEST_CPU_SHARE:
         raise ValueError(f"{name} of {number} is less than the kernel can give ({_SMALLEST_CPU_SHARE})")
+    if number > _MOST_CPUS:
+        raise ValueError(f"{name} of {number} is more than any machine has ({_MOST_CPUS})")
     return float(number)
 
 
@@ -97,8 +123,8 @@ _CHECKS = {
     "wall_seconds": _check_seconds,
     "cpu_seconds": _check_seconds,
     "cpus": _check_cpus,
-    "pids": _check_count,
-    "open_files": _check_count,
+    "pids": _check_pids,
+    "open_files": _check_files,
     "file_size": _check_size,
     "output": _check_size,
 }

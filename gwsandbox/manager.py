@@ -13,7 +13,7 @@ from gwsandbox.backend import Backend
 from gwsandbox.cgroup.leaf import CgroupBackend
 from gwsandbox.engine import Engine, Settings
 from gwsandbox.errors import CgroupError, DegradedWarning, TaskCancelled
-from gwsandbox.limits import Limits, check_number
+from gwsandbox.limits import LARGEST_SIZE, LONGEST_SECONDS, Limits, check_count, check_number
 from gwsandbox.result import Outcome, TaskResult
 from gwsandbox.rlimit import RlimitBackend
 from gwsandbox.task import Command, Task, check_limits, shorten
@@ -21,6 +21,7 @@ from gwsandbox.task import Command, Task, check_limits, shorten
 _GIB = 1024**3
 # Orders that a supervisor has beyond its slots, so that a slot that comes free is filled at once.
 _AHEAD_PER_WORKER = 2
+_MOST_WORKERS = 2**16
 
 Work = Task | Command
 
@@ -120,10 +121,10 @@ class ProcessManager:
             self._feed()
             if self._ready:
                 yield self._ready.popleft()
-            elif self._engine is not None:
-                yield self._engine.next_result()
-            else:
+            elif self._engine is None:
                 return
+            elif self._engine.unfinished:  # not so where an iterable had nothing (more) to give
+                yield self._engine.next_result()
 
     def start_tasks(self) -> None:
         """Process everything that is queued; ``task_results`` holds the results in order of completion.
@@ -149,7 +150,8 @@ class ProcessManager:
 
     def _feed(self) -> None:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
-        if self._engine is not None and not (self._engine.unfinished or self._queue):
+        engine = self._engine
+        if engine is not None and not engine.unfinished and (engine.cancelled or not self._queue):
             self._close_engine()
         if self._engine is None and self._queue:
             self._start_engine()
@@ -242,21 +244,22 @@ def _cancelled(task: Work) -> TaskResult:
 
 
 def _workers(max_workers: int | None) -> int:
-    number = check_number(0 if max_workers is None else max_workers, "max_workers")
-    if number != int(number):
-        raise ValueError(f"max_workers must be a whole number, not {max_workers!r}")
-    return int(number) or len(os.sched_getaffinity(0))
+    number = check_count(0 if max_workers is None else max_workers, "max_workers")
+    if number > _MOST_WORKERS:
+        raise ValueError(f"max_workers of {number} is more than any machine can run at a time ({_MOST_WORKERS})")
+    return number or len(os.sched_getaffinity(0))
 
 
 def _limits(limits: Limits | None, timeout: float | None, memory_in_gib: float | None) -> Limits:
     """All limits as one; the two that existing scripts give by position are named in errors as they know them."""
     memory = None
     if memory_in_gib is not None:
-        memory = int(check_number(memory_in_gib, "memory_limit_in_gib") * _GIB)
-        if memory_in_gib and not memory:
-            raise ValueError(f"memory_limit_in_gib of {memory_in_gib!r} is less than a byte")
-    if timeout is not None:
-        check_number(timeout, "worker_timeout_seconds")
+        in_bytes = check_number(memory_in_gib, "memory_limit_in_gib") * _GIB
+        if 0 < in_bytes < 1 or in_bytes > LARGEST_SIZE:
+            raise ValueError(f"memory_limit_in_gib of {memory_in_gib!r} is no size that a machine has")
+        memory = int(in_bytes)
+    if timeout is not None and check_number(timeout, "worker_timeout_seconds") > LONGEST_SECONDS:
+        raise ValueError(f"worker_timeout_seconds of {timeout!r} is more than 31 years; the unit is seconds")
     return (check_limits(limits) or Limits()).overridden_by(Limits(wall_seconds=timeout, memory=memory))
 
 

@@ -28,12 +28,14 @@ _FRAMES_TOGETHER = 1 << 16
 class Order(NamedTuple):
     """Manager to supervisor: run this.
 
-    ``work`` is a packed ``Task``, a ``Command``, or ``None`` for what the fork brought along.
+    ``work`` is a packed ``Task``, a ``Command``, or ``None`` for what the fork brought along. A large packed task
+    comes as the frame's descriptor, and is passed on unread.
     """
 
     number: int
     limits: Limits
     work: bytes | Command | None = None
+    descriptor: int | None = None
 
 
 class Report(NamedTuple):

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 
-from gwsandbox import kernel, process_tree
-from gwsandbox.backend import Check, Counters
+from gwsandbox import process_tree
+from gwsandbox.backend import Check, Counters, lower
 from gwsandbox.judge import Reason
 from gwsandbox.limits import Limits
 from gwsandbox.result import Enforcement, Usage
@@ -52,6 +53,7 @@ class Family:
         self.main: set[int] = set()
         self.resident: int | None = None
         self.inherited: int | None = None
+        self.settle: Callable[[], None] = lambda: None
         self._children = -1
 
     def orphans(self) -> list[int]:
@@ -59,6 +61,13 @@ class Family:
         if self._children < 0:
             pid = os.getpid()
             self._children = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        if not self._unknown():
+            return []
+        # One of them may be a guest that was just born and is not known yet.
+        self.settle()
+        return self._unknown()
+
+    def _unknown(self) -> list[int]:
         return [pid for pid in map(int, self._list()) if pid not in self.main]
 
     def _list(self) -> list[bytes]:
@@ -92,6 +101,10 @@ class RlimitBackend:
     def accept(self, handover: str) -> None:
         """Nothing to take over."""
 
+    def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
+        self._family.main.add(zygote)
+        self._family.settle = settle
+
     def open(self, limits: Limits) -> RlimitCell:
         return RlimitCell(limits, self._enforce(limits), self._family)
 
@@ -118,6 +131,7 @@ class RlimitCell:
         self.enforcement = enforcement
         self._asked = limits.asked()
         self.memory_refusable = "memory" in self._asked
+        self.data_limit_at_exec = int(self._asked.get("memory", 0))
         self.first_check = _FASTEST if {"memory", "cpu_seconds"} & self._asked.keys() else None
         self._family = family
         self._pid = 0
@@ -129,19 +143,15 @@ class RlimitCell:
         self._rest = _FASTEST
         self._orphans_cpu = [0.0, 0.0]
 
-    def attach(self) -> None:
-        """In the guest: see ``rlimits`` in backend for the limits that both backends hold alike."""
-        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-        if memory := self._asked.get("memory"):
-            # The hard limit leaves room in which a MemoryError can be reported.
-            _lower(resource.RLIMIT_DATA, process_tree.data(os.getpid()) + int(memory), _REPORT_RESERVE)
-        if (pids := self._asked.get("pids")) and os.geteuid() != 0:
-            _lower(resource.RLIMIT_NPROC, _processes_of_user() + int(pids), 0)
-
     def started(self, pid: int, *, keeps_memory: bool) -> None:
         self._pid = pid
         self._keeps_memory = keeps_memory
         self._family.born(pid, measure_share=keeps_memory and "memory" in self._asked)
+        if (memory := self._asked.get("memory")) and keeps_memory:
+            # The hard limit leaves room in which a MemoryError can be reported.
+            lower(pid, resource.RLIMIT_DATA, process_tree.data(pid) + int(memory), _REPORT_RESERVE)
+        if (pids := self._asked.get("pids")) and os.geteuid() != 0:
+            lower(pid, resource.RLIMIT_NPROC, _processes_of_user() + int(pids))
 
     def check(self, elapsed: float) -> Check:
         pids = [pid for pid in process_tree.tree(self._pid)]
@@ -231,15 +241,6 @@ class RlimitCell:
         if self._waiting >= 0:
             os.close(self._waiting)
         self._family.main.discard(self._pid)
-
-
-def _lower(number: int, soft: int, reserve: int) -> None:
-    """Set a limit, and ``reserve`` more as the hard one, but never above the host's own."""
-    _, ceiling = resource.getrlimit(number)
-    hard = soft + reserve
-    if ceiling != resource.RLIM_INFINITY:
-        soft, hard = min(soft, ceiling), min(hard, ceiling)
-    resource.setrlimit(number, (soft, hard))
 
 
 def _processes_of_user() -> int:

@@ -17,7 +17,10 @@ def shorten(value: object) -> str:
     # A bytes result of a gigabyte must not become a text of four first.
     if isinstance(value, bytes | bytearray | str) and len(value) > _SHOWN:
         return repr(value[:_SHOWN])[:_SHOWN] + "..."
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - a __repr__ may raise anything, and results are printed
+        text = f"<{type(value).__name__} object, whose repr raised {type(error).__name__}>"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
@@ -48,6 +51,9 @@ class Task:
             raise TypeError(f"func must be callable, not {type(func).__name__}: {shorten(func)}")
         if kwargs is not None and not isinstance(kwargs, Mapping):
             raise TypeError(f"kwargs must be a mapping, not {type(kwargs).__name__}: {shorten(kwargs)}")
+        for key in kwargs or ():
+            if not isinstance(key, str):
+                raise TypeError(f"keyword names must be text, not {type(key).__name__}: {shorten(key)}")
         self.func = func
         self.args: tuple[Any, ...] = tuple(args or ())
         self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
@@ -102,17 +108,19 @@ class Command:
     ) -> None:
         if isinstance(argv, str | bytes):
             raise TypeError(f"argv must be a sequence of arguments, not one text: {shorten(argv)}")
+        if not isinstance(argv, Iterable):
+            raise TypeError(f"argv must be a sequence of arguments, not {type(argv).__name__}: {shorten(argv)}")
         if stdin is not None and not isinstance(stdin, bytes | bytearray | memoryview):
             raise TypeError(f"stdin must be bytes, not {type(stdin).__name__}: {shorten(stdin)}")
         self.argv: tuple[str, ...] = tuple(os.fsdecode(argument) for argument in argv)
         if not self.argv or not self.argv[0]:
             raise ValueError("argv must name a program; it is empty")
-        texts = [*self.argv, *(f"{key}={value}" for key, value in (env or {}).items())]
-        if nul := next((text for text in texts if "\0" in text), None):
-            raise ValueError(f"a program's argument or variable cannot hold a NUL byte: {shorten(nul)}")
         self.stdin = None if stdin is None else bytes(stdin)
-        self.cwd = None if cwd is None else os.fspath(cwd)
-        self.env = None if env is None else dict(env)
+        self.cwd = None if cwd is None else os.fsdecode(cwd)
+        self.env = None if env is None else _check_env(env)
+        texts = [*self.argv, self.cwd or "", *(self.env or {}), *(self.env or {}).values()]
+        if nul := next((text for text in texts if "\0" in text), None):
+            raise ValueError(f"a program's argument, folder or variable cannot hold a NUL byte: {shorten(nul)}")
         self.limits = check_limits(limits)
 
     def __repr__(self) -> str:
@@ -135,6 +143,17 @@ class CommandOutput:
 
     stdout: bytes
     stderr: bytes
+
+
+def _check_env(env: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping, not {type(env).__name__}: {shorten(env)}")
+    for pair in env.items():
+        if not all(isinstance(part, str) for part in pair):
+            raise TypeError(f"env must map names to texts, not {shorten(pair)}")
+        if not pair[0] or "=" in pair[0]:
+            raise ValueError(f"not the name of an environment variable: {shorten(pair[0])}")
+    return dict(env)
 
 
 def check_limits(limits: Limits | None) -> Limits | None:

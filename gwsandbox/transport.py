@@ -71,6 +71,13 @@ def pack_task(task: Task | Command, *, by_value: bool) -> bytes:
     return packed
 
 
+def store(data: bytes, name: str) -> int:
+    """``data`` as a memfd that is read from its start: whole, and no pipe that could block anybody."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    _write_all(fd, data, 0)
+    return fd
+
+
 def unpack_task(packed: bytes) -> Task | Command:
     """The task that ``pack_task`` packed.
 
@@ -266,13 +273,18 @@ def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
     return delivery, b"", False
 
 
+def is_bytes(record: bytes) -> bool:
+    """Whether a record holds a value of bytes, which is read without unpickling."""
+    return bool(record[4] & _BYTES_VALUE)
+
+
 def read_inline(record: bytes) -> Any:
     """The value, or (exception, traceback), of a small record.
 
     Raises:
         TransferError: It does not unpickle.
     """
-    if record[4] & _BYTES_VALUE:
+    if is_bytes(record):
         return record[_HEAD.size : _HEAD.size + _HEAD.unpack_from(record)[2]]
     # A bytearray, so that arrays come out writable as they were.
     return _load(memoryview(bytearray(record)))

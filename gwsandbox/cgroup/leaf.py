@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import resource
+from collections.abc import Callable
 from typing import Self
 
 from gwsandbox import scope
@@ -84,6 +85,9 @@ class CgroupBackend:
         self._controllers = frozenset(controllers)
         self._folder = run_group.hold(self._path)
 
+    def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
+        """Nothing to do: it stays where the supervisor is."""
+
     def open(self, limits: Limits) -> Leaf:
         """A fresh leaf with ``limits`` written.
 
@@ -131,6 +135,7 @@ class Leaf:
     """The cgroup of one attempt."""
 
     memory_refusable = False
+    data_limit_at_exec = 0
 
     def __init__(self, path: str, folder: int, limits: Limits, enforcement: Enforcement) -> None:
         self.path = path
@@ -162,9 +167,6 @@ class Leaf:
 
     def _write(self, name: str, value: str) -> bool:
         return files.write(name, value, self.cgroup, "write limit", self.path)
-
-    def attach(self) -> None:
-        files.write("cgroup.procs", "0", self.cgroup, "join leaf", self.path)
 
     def started(self, pid: int, *, keeps_memory: bool) -> None:
         """Nothing to do: the group knows its processes."""

@@ -1,0 +1,185 @@
+"""The zygote: a child of the supervisor that does nothing but fork guests.
+
+A process that has just forked pays a page fault for each page that it writes to. The supervisor writes to
+hundreds per task, the zygote's loop to a few dozen; so who keeps the books does not fork. The guests are not the
+zygote's children but the supervisor's (CLONE_PARENT), which waits for them. And a fork of a caller that holds
+gigabytes takes long: here no deadline waits for it.
+
+A guest is born in its cgroup (CLONE_INTO_CGROUP), so it is never outside its limits, and the lock that moving a
+process takes is not taken.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import gc
+import os
+import resource
+import signal
+import socket
+import struct
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
+
+from gwsandbox import guest, kernel
+from gwsandbox.task import Command, Task
+
+# Number of the task, RLIMIT_DATA of a program, whether it is one, and which descriptors come along in the order
+# of ``_ROLES``; what follows is the packed task where it was queued late and is small.
+_MESSAGE = struct.Struct("=QQBB")
+_ANSWER = struct.Struct("=i")  # pid, or minus an errno
+_ROLES = ("result", "go", "cgroup", "work", "stdin", "stdout", "stderr")
+LARGEST_WORK = 1 << 16  # bytes of a packed task up to which it travels in the message
+_CLONE3_REFUSED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.E2BIG})
+
+
+class Zygote:
+    """The supervisor's handle of its zygote. Forks it; ``close`` ends it."""
+
+    def __init__(
+        self, brought: Mapping[int, Task | Command], not_callers: Iterable[int], manner: guest.Manner
+    ) -> None:
+        """Fork the zygote.
+
+        Args:
+            brought: Tasks that came along with the fork, by number.
+            not_callers: Descriptors of this process that are not the caller's, which the zygote closes.
+            manner: How guests are to live.
+        """
+        # Each message is a packet, so that its descriptors cannot be taken for another's.
+        self._socket, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            for fd in (self._socket.fileno(), *not_callers):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+            _breed(others, brought, manner)
+        others.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def order_birth(
+        self, number: int, descriptors: Mapping[str, int | None], *, work: bytes, is_command: bool, data_limit: int
+    ) -> None:
+        """Ask for a guest. The answers come in the order of the asking.
+
+        Args:
+            number: Of the task.
+            descriptors: Those of ``_ROLES`` that it has; they stay the caller's of this function.
+            work: The packed task; empty where it was brought along, or comes as a descriptor.
+            is_command: Whether it is a program.
+            data_limit: See ``guest.Setup``.
+
+        Raises:
+            OSError: The zygote is gone.
+        """
+        present = [(role, fd) for role in _ROLES if (fd := descriptors.get(role)) is not None]
+        mask = sum(1 << _ROLES.index(role) for role, _ in present)
+        message = _MESSAGE.pack(number, data_limit, is_command, mask) + work
+        rights = array.array("i", [fd for _, fd in present])
+        self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+    def answer(self) -> int | None:
+        """The next answer: the pid of a guest, which waits for its time, or minus an errno. ``None``: not yet.
+
+        Raises:
+            EOFError: The zygote is gone.
+        """
+        try:
+            data = self._socket.recv(_ANSWER.size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise EOFError
+        pid: int = _ANSWER.unpack(data)[0]
+        return pid
+
+    def wake(self) -> None:
+        """Continue it, if somebody has stopped it."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        self._socket.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner: guest.Manner) -> NoReturn:
+    """Become the zygote. Comes back in the guests only, which do not come back."""
+    try:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        common = guest.look_around(control.fileno(), manner)
+        guest.forget_the_caller()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
+        gc.disable()
+        gc.freeze()  # or a guest's first collection would write to every page that it shares with us
+        _serve(control, brought, common)
+    except BaseException:  # noqa: BLE001 - a bug of ours: said where people look; the supervisor sees the end
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common: guest.Common) -> None:
+    clone3_works = True
+    space = socket.CMSG_SPACE(4 * len(_ROLES))
+    while True:
+        message, ancillary, _, _ = control.recvmsg(_MESSAGE.size + LARGEST_WORK, space, socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            return
+        descriptors = array.array("i", ancillary[0][2])
+        number, data_limit, is_command, mask = _MESSAGE.unpack_from(message)
+        cgroup = descriptors[2] if mask & 4 else None
+        born_inside = clone3_works
+        try:
+            try:
+                pid = kernel.clone3(cgroup) if clone3_works else kernel.clone()
+            except OSError as error:
+                if error.errno not in _CLONE3_REFUSED or not clone3_works:
+                    raise
+                clone3_works = born_inside = False
+                pid = kernel.clone()
+        except OSError as error:
+            pid = -(error.errno or errno.EAGAIN)
+        if pid == 0:
+            named = _name(descriptors, mask)
+            task = brought.get(number) or named["work"] or message[_MESSAGE.size :]
+            guest.live(_setup(task, named, common, bool(is_command), data_limit, born_inside))
+        control.send(_ANSWER.pack(pid))
+        for fd in descriptors:
+            os.close(fd)
+
+
+def _name(descriptors: Sequence[int], mask: int) -> dict[str, int | None]:
+    present = iter(descriptors)
+    return {role: next(present) if mask & 1 << place else None for place, role in enumerate(_ROLES)}
+
+
+def _setup(
+    task: Task | Command | bytes | int,
+    named: dict[str, int | None],
+    common: guest.Common,
+    is_command: bool,  # noqa: FBT001 - as it came in the message
+    data_limit: int,
+    born_inside: bool,  # noqa: FBT001
+) -> guest.Setup:
+    return guest.Setup(
+        task,
+        is_command,
+        data_limit,
+        born_inside,
+        named["result"] or -1,
+        named["go"] or -1,
+        named["cgroup"],
+        named["stdin"],
+        named["stdout"],
+        named["stderr"],
+        common,
+    )
