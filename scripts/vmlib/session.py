@@ -1,0 +1,119 @@
+"""What a host does with a machine that is up: lay the work tree, run a command, fetch what it left."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from vmlib import VmError
+from vmlib.image import REPO
+from vmlib.machine import BOOT_SECONDS, Machine
+from vmlib.wire import Channel, Gone, Kind, Late
+
+
+@dataclass(frozen=True)
+class Order:
+    """One command. `role` is unit, user or root; `out` is where what it leaves in $OUT goes."""
+
+    argv: list[str]
+    role: str = "unit"
+    env: dict[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    out: Path | None = None
+
+
+def write_out(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def execute(machine: Machine, orders: list[Order], before: Callable[[Order], None] = lambda _: None) -> list[int]:
+    """Run the orders one after the other, each in a tree as fresh as now; returns their exit codes."""
+    with machine.channel(time.monotonic() + BOOT_SECONDS) as channel:
+        codes = []
+        for order in orders:
+            deadline = None if order.timeout is None else time.monotonic() + order.timeout
+            try:
+                lay_tree(channel)
+                before(order)
+                codes.append(run(channel, order, deadline))
+            except Gone as error:
+                raise VmError(f"machine {machine.name} died under the command.{machine.last_words()}") from error
+            except Late as error:
+                limit = f"--timeout {order.timeout:g}: the command had not ended by then and was killed."
+                raise VmError(limit + machine.last_words()) from error
+        return codes
+
+
+def run(channel: Channel, order: Order, deadline: float | None) -> int:
+    wish = {"argv": order.argv, "as": order.role, "env": order.env, "out": order.out is not None}
+    channel.send(Kind.RUN, json.dumps(wish).encode())
+    while True:
+        kind, payload = channel.receive(deadline)
+        if kind is Kind.OUTPUT:
+            write_out(payload)
+        elif kind is Kind.FILE and order.out is not None:
+            keep_file(order.out, payload)
+        elif kind is Kind.EXIT:
+            return int(json.loads(payload)["code"])
+
+
+def keep_file(out: Path, payload: bytes) -> None:
+    head, _, content = payload.partition(b"\n")
+    about = json.loads(head)
+    name = PurePosixPath(about["path"])
+    # What runs in there may be hostile: it names files, but not where on the host they go.
+    if name.is_absolute() or ".." in name.parts:
+        raise VmError(f"the guest sent a file named {name}; only names below $OUT are taken.")
+    path = out / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(stat.S_IMODE(about["mode"]) & 0o777)
+
+
+def lay_tree(channel: Channel) -> None:
+    """Make the guest's copy of the work tree the same as ours is now."""
+    tree = survey(REPO)
+    channel.send(Kind.TREE, json.dumps(tree).encode())
+    for path in json.loads(answer(channel, Kind.NEED)):
+        channel.send(Kind.FILE, pack_file(path, tree[path]))
+    channel.send(Kind.LAID)
+    answer(channel, Kind.LAID)
+
+
+def answer(channel: Channel, kind: Kind) -> bytes:
+    while True:
+        found, payload = channel.receive(time.monotonic() + BOOT_SECONDS)
+        if found is kind:
+            return payload
+
+
+def survey(repo: Path) -> dict[str, list[int]]:
+    """Every file that git tracks or would track: {path: [mode, mtime_ns, size]}."""
+    listing = ["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"]
+    done = subprocess.run(
+        ["git", "-c", f"safe.directory={repo}", "-C", str(repo), *listing], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise VmError(f"git ls-files in {repo} failed: {done.stderr.decode(errors='replace').strip()}")
+    tree = {}
+    for name in filter(None, done.stdout.split(b"\0")):
+        try:
+            found = os.lstat(os.path.join(os.fsencode(repo), name))
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
+            tree[os.fsdecode(name)] = [found.st_mode, found.st_mtime_ns, found.st_size]
+    return tree
+
+
+def pack_file(name: str, entry: list[int]) -> bytes:
+    path = REPO / name
+    is_link = stat.S_ISLNK(entry[0])
+    about = {"path": name, "mode": entry[0], "mtime_ns": entry[1], "link": os.readlink(path) if is_link else None}
+    return json.dumps(about).encode() + b"\n" + (b"" if is_link else path.read_bytes())
