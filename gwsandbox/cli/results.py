@@ -1,0 +1,105 @@
+"""A ``TaskResult`` as JSON, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import fields
+from typing import Any
+
+from gwsandbox.cli.messages import Failure
+from gwsandbox.result import TaskResult
+from gwsandbox.task import Command, Task
+
+
+def as_object(result: TaskResult) -> dict[str, Any]:
+    """The fields of a result under their own names; ``result`` itself is left out."""
+    found = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "result"}
+    found["task"] = words_of(result.task)
+    found["exception"] = _exception(result.exception)
+    found["outcome"] = result.outcome.name
+    for name in ("usage", "enforcement"):
+        part = found[name]
+        found[name] = {field.name: _plain(getattr(part, field.name)) for field in fields(part)}
+    return found
+
+
+def words_of(task: Task | Command) -> list[str]:
+    """What was run, as a list of words: an argv, or a function's name and its arguments."""
+    if isinstance(task, Command):
+        return list(task.argv)
+    return [getattr(task.func, "__qualname__", repr(task.func)), *map(str, task.args)]
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, "keys") else value
+
+
+def _exception(error: BaseException | None) -> dict[str, str] | None:
+    if error is None:
+        return None
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return {"type": name, "message": str(error)}
+
+
+def as_line(value: dict[str, Any]) -> str:
+    """``value`` as one line of JSON; ASCII, since file names need not be text."""
+    return json.dumps(value) + "\n"
+
+
+class ReportFile:
+    """Where one JSON object goes; written by ``write``, whole or not at all.
+
+    Raises:
+        Failure: It could not be written; found out at once, before any work is done.
+    """
+
+    def __init__(self, path: str) -> None:
+        # A link stays a link. What is no regular file (/dev/stderr, a pipe) is written to, never replaced.
+        self._path = os.path.realpath(path)
+        self._replace = not os.path.exists(self._path) or os.path.isfile(self._path)
+        self._staged = f"{os.path.dirname(self._path)}/.{os.path.basename(self._path)}.{os.getpid()}"
+        try:
+            if not self._replace:
+                self._open(self._path, os.O_WRONLY)
+            else:
+                self._open(self._staged, os.O_WRONLY | os.O_CREAT)
+                os.unlink(self._staged)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    @staticmethod
+    def _open(path: str, flags: int) -> None:
+        os.close(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Write ``value`` and a line break.
+
+        Raises:
+            Failure: It could not be written.
+        """
+        text = json.dumps(value, indent=2) + "\n"
+        try:
+            if self._replace:
+                self._write_beside(text)
+            else:
+                with open(self._path, "w", encoding="ascii") as file:
+                    file.write(text)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def _write_beside(self, text: str) -> None:
+        try:
+            with open(self._staged, "w", encoding="ascii") as file:
+                file.write(text)
+            os.replace(self._staged, self._path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(self._staged)
+            raise
+
+
+def _unwritable(path: str, error: OSError) -> Failure:
+    return Failure(f"the report {path} cannot be written: {error.strerror}; choose another place by --report")
