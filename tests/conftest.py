@@ -1,0 +1,170 @@
+"""Fixtures of all tests: the backends, what this machine must have, and that every test leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+# Set before anything starts a process, and before NumPy starts threads, beside which a fork is not safe.
+os.environ["GWSANDBOX_TEST_ID"] = uuid.uuid4().hex
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import features
+from support import MARK, SLOW, BackendName, alarm
+
+from gwsandbox import process_tree
+from gwsandbox.cgroup import root
+from gwsandbox.errors import CgroupError
+
+HANG_AFTER = 120  # seconds, times SLOW
+
+
+def pytest_report_header() -> list[str]:
+    return [f"gwsandbox: {SLOW:.1f} times slower than a quiet machine; {features.summary()}"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a feature that this machine has not, or fail where it must have it."""
+    for name in features.PROBES:
+        if item.get_closest_marker(name) and (reason := features.missing(name)):
+            if name in features.MUST_HAVE:
+                pytest.fail(f"GWSANDBOX_TEST_MUST_HAVE names {name}, which is missing: {reason}", pytrace=False)
+            pytest.skip(f"{name}: {reason}")
+
+
+@pytest.fixture(params=["rlimit", pytest.param("cgroup", marks=pytest.mark.cgroup2)])
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    """Each backend that this machine has."""
+    name: BackendName = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _does_not_hang() -> Iterator[None]:
+    with alarm(HANG_AFTER * SLOW):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(_does_not_hang: None) -> Iterator[None]:
+    """After every test: no process, cgroup, descriptor, thread or temporary file is left."""
+    before = Surroundings()
+    yield
+    left = Surroundings().since(before)
+    before.clear_up()
+    assert not left, f"left behind: {'; '.join(left)}"
+
+
+# --- what is around us -----------------------------------------------------------------------------------
+
+_strangers: set[int] = {os.getpid()}  # processes that were looked at and are not ours
+
+
+@dataclass
+class Surroundings:
+    """What there is of ours at this moment."""
+
+    processes: dict[int, str] = field(default_factory=lambda: _our_processes())
+    cgroups: list[str] = field(default_factory=lambda: _cgroups())
+    descriptors: dict[int, str] = field(default_factory=lambda: _descriptors())
+    threads: set[str] = field(default_factory=lambda: {thread.name for thread in threading.enumerate()})
+    temporary: set[str] = field(default_factory=lambda: _temporary())
+
+    def since(self, before: Surroundings) -> list[str]:
+        """What was not there before, in words."""
+        return [
+            *(f"process {pid} ({what})" for pid, what in self.processes.items() if pid not in before.processes),
+            *(f"cgroup {path}" for path in self.cgroups if path not in before.cgroups),
+            *(f"descriptor {fd} ({what})" for fd, what in self.descriptors.items() if fd not in before.descriptors),
+            *(f"thread {name}" for name in self.threads - before.threads),
+            *(f"{name} in the folder for temporary files" for name in self.temporary - before.temporary),
+        ]
+
+    def clear_up(self) -> None:
+        """Kill what came since, so that one test's leftovers are not counted against the next."""
+        for pid in Surroundings().processes.keys() - self.processes.keys():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _our_processes() -> dict[int, str]:
+    """Children of ours, zombies too; forks of ours, wherever they went; and what bears our mark."""
+    found = dict.fromkeys(process_tree.children(os.getpid()), "a child of the tests")
+    everybody = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    for pid in everybody - found.keys() - _strangers:
+        if what := _ours(pid):
+            found[pid] = what
+        else:
+            _strangers.add(pid)
+    for pid in _in_our_cgroups() - found.keys() - {os.getpid()}:
+        found[pid] = "in a cgroup of the tests"
+    return found
+
+
+def _image(pid: int | str) -> tuple[bytes, ...]:
+    """Where a process's stack and environment start: a fork has them of its parent, an exec draws them anew."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+    return fields[25], fields[47]
+
+
+_OWN_IMAGE = _image("self")
+
+
+def _ours(pid: int) -> str:
+    if _image(pid) == _OWN_IMAGE:
+        return "a fork of the tests"
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = file.read()
+    except OSError:
+        return ""
+    return "started by the tests" if f"{MARK}={os.environ[MARK]}".encode() in environment else ""
+
+
+def _delegated() -> str | None:
+    try:
+        return root.find_root().path
+    except CgroupError:
+        return None
+
+
+def _in_our_cgroups() -> set[int]:
+    top = _delegated()
+    found: set[int] = set()
+    for folder, _, _ in os.walk(top) if top else ():
+        with contextlib.suppress(OSError), open(f"{folder}/cgroup.procs", encoding="ascii") as file:
+            found |= set(map(int, file.read().split()))
+    return found
+
+
+def _cgroups() -> list[str]:
+    top = _delegated()
+    return [entry.path for entry in os.scandir(top) if entry.name.startswith("gwsandbox-")] if top else []
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def _temporary() -> set[str]:
+    names = os.listdir(tempfile.gettempdir())
+    # Virtual machines and their images are not the package's.
+    return {name for name in names if name.startswith("gwsandbox") and "vm" not in name and "corpus" not in name}

@@ -1,0 +1,68 @@
+"""What a test may need of the machine: one probe each, asked once, and declared as a marker in pyproject.toml.
+
+``GWSANDBOX_TEST_MUST_HAVE=cgroup2,swap`` makes a test fail, and not be skipped, where one of those is missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+
+from gwsandbox.cgroup.leaf import CgroupBackend
+from gwsandbox.errors import CgroupError
+
+MUST_HAVE = frozenset(filter(None, os.environ.get("GWSANDBOX_TEST_MUST_HAVE", "").split(",")))
+
+
+def _cgroup2() -> str:
+    try:
+        CgroupBackend.find()
+    except CgroupError as error:
+        return str(error)
+    return ""
+
+
+def _root() -> str:
+    return "" if os.geteuid() == 0 else "not root"
+
+
+def _ordinary_user() -> str:
+    return "" if os.geteuid() else "RLIMIT_NPROC does not bind root"
+
+
+def _mount_namespace() -> str:
+    if shutil.which("unshare") is None:
+        return "no unshare(1)"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr.strip() if done.returncode else ""
+
+
+def _swap() -> str:
+    with open("/proc/swaps", encoding="ascii") as file:
+        return "" if len(file.readlines()) > 1 else "no swap is on"
+
+
+PROBES = {
+    "cgroup2": _cgroup2,
+    "root": _root,
+    "ordinary_user": _ordinary_user,
+    "mount_namespace": _mount_namespace,
+    "swap": _swap,
+}
+
+
+@functools.cache
+def missing(name: str) -> str:
+    """Why this machine has not the feature; empty where it has it."""
+    return PROBES[name]()
+
+
+def summary() -> str:
+    return ", ".join(f"{name}: {missing(name) or 'yes'}" for name in PROBES)

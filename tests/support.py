@@ -1,0 +1,200 @@
+"""What several test modules share: how slow this machine is, programs in processes of their own, waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from gwsandbox import Limits, ProcessManager, Task, TaskResult, process_tree
+
+BackendName = Literal["cgroup", "rlimit"]
+
+GIB = 1024**3
+MIB = 1024**2
+MARK = "GWSANDBOX_TEST_ID"  # in the environment of whatever the tests start; tells it from what others start
+
+
+def _fork_milliseconds() -> float:
+    """What starting and reaping a bare child of this process costs, in the median."""
+    taken = []
+    for _ in range(15):
+        began = time.perf_counter()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken) * 1000
+
+
+def _slowness() -> float:
+    said = os.environ.get("GWSANDBOX_TEST_SLOW")
+    return float(said) if said else min(max(_fork_milliseconds(), 1.0), 20.0)
+
+
+SLOW = _slowness()
+"""How many times slower than a quiet machine of today this one is; 10 or so under emulation.
+
+Every duration that a test compares with is multiplied by it.
+"""
+
+EMULATED = SLOW >= 4
+
+
+def times(natively: int, *, at_least: int = 1) -> int:
+    """How often to repeat something: as often as given, or fewer times where this machine is slow."""
+    return max(int(natively / SLOW), at_least) if EMULATED else natively
+
+
+# --- running tasks ---------------------------------------------------------------------------------------
+
+
+def run_one(backend: BackendName, func: Callable[..., Any], *args: Any, **limits: Any) -> TaskResult:
+    """One call under some limits."""
+    return run_task(backend, Task(func, args, limits=Limits(**limits)))
+
+
+def run_task(backend: BackendName, task: Any, **options: Any) -> TaskResult:
+    (result,) = run_all(backend, [task], **options)
+    return result
+
+
+def run_all(backend: BackendName, tasks: list[Any], workers: int = 2, **options: Any) -> list[TaskResult]:
+    with ProcessManager(workers, backend=backend, **options) as manager:
+        for task in tasks:
+            manager.queue_task(task)
+    assert len(manager.task_results) == len(tasks)
+    return manager.task_results
+
+
+def sleep_for_ever() -> None:
+    while True:
+        signal.pause()
+
+
+# --- processes -------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """Processes, each by a pidfd, so that their end can be waited for and no other process be taken for them."""
+
+    def __init__(self, *pids: int) -> None:
+        self.pids = pids
+        self._pidfds = {os.pidfd_open(pid): pid for pid in pids}
+
+    def living_after(self, seconds: float) -> set[int]:
+        """Those that have not ended when so much time has passed; empty as soon as all have."""
+        deadline = time.monotonic() + seconds
+        alive = dict(self._pidfds)
+        while alive and (left := deadline - time.monotonic()) > 0:
+            poll = select.poll()
+            for fd in alive:
+                poll.register(fd, select.POLLIN)
+            for fd, _ in poll.poll(left * 1000):
+                del alive[fd]
+        return set(alive.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            os.close(fd)
+
+
+class Program:
+    """A Python program in a process of its own, which says lines that the test waits for.
+
+    ``hang_after`` is a guard only: no test waits for it to pass.
+    """
+
+    def __init__(self, source: str, *args: str, hang_after: float = 60, **options: Any) -> None:
+        self._hang_after = hang_after * SLOW
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", source, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            **options,
+        )
+        self._read = b""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def line(self) -> str:
+        """The next line that it says, without its end."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + self._hang_after
+        while b"\n" not in self._read:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"it said nothing more for {self._hang_after:.0f} s, after {self._read!r}"
+            data = os.read(self.process.stdout.fileno(), 65536)
+            assert data, f"it ended without a further line, after {self._read!r}"
+            self._read += data
+        line, _, self._read = self._read.partition(b"\n")
+        return line.decode()
+
+    def numbers(self) -> list[int]:
+        """The next line as numbers."""
+        return [int(word) for word in self.line().split()]
+
+    def say(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def wait(self) -> int:
+        return self.process.wait(self._hang_after)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self.process.wait()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    return not process_tree.is_zombie(pid)
+
+
+def parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
+
+
+@contextlib.contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Fail a test that hangs. Not a limit on how long it may take."""
+
+    def ring(number: int, frame: object) -> None:
+        raise AssertionError(f"hung: still running after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
