@@ -58,7 +58,7 @@ class Cell(Protocol):
             keeps_memory: Whether it keeps the memory of the fork; a program does not.
         """
 
-    def check(self, elapsed: float) -> Check:
+    def check(self) -> Check:
         """Look at what no event of the kernel tells: CPU time, and without cgroups memory."""
 
     def kill(self) -> None:

@@ -325,36 +325,41 @@ def _open_payload(
     task: Task | Command, report: Report, descriptor: int | None, *, trusted: bool
 ) -> tuple[Report, Any, BaseException | None]:
     """What the guest sent: the report as it stands then, the value, the exception."""
-    if report.error is not None or not report.payload and descriptor is None:
-        return report, None, report.error
     if isinstance(report.payload, tuple):
-        return report, CommandOutput(*report.payload), None
-    if report.delivery is Delivery.NOTHING or (report.outcome, report.delivery) == (Outcome.FAILED, Delivery.VALUE):
+        return report, CommandOutput(*report.payload), report.error
+    nothing = CommandOutput(b"", b"") if isinstance(task, Command) else None
+    if report.error is not None or not _is_wanted(report, descriptor, trusted=trusted):
         if descriptor is not None:
             os.close(descriptor)
-        return report, None, None
-    if not trusted and (descriptor is not None or not transport.is_bytes(report.payload)):
-        if descriptor is not None:
-            os.close(descriptor)
-        detail = report.detail or "a step before the task's first instruction failed; gwsandbox run says which"
-        value = CommandOutput(b"", b"") if isinstance(task, Command) else None
-        return report._replace(detail=detail), value, None
+        return report, nothing, report.error
     try:
-        content = (
-            transport.read_inline(report.payload) if descriptor is None else transport.read_descriptor(descriptor)
-        )
+        content = _read(report.payload, descriptor)
     except TransferError as error:
         if report.outcome is Outcome.SUCCEEDED:
             report = report._replace(outcome=Outcome.FAILED, detail=str(error))
-        return report, None, error
+        return report, nothing, error
     if report.delivery is Delivery.VALUE:
         return report, content, None
     exception, text = content
-    if report.outcome in {Outcome.FAILED, Outcome.SANDBOX_ERROR}:
+    if not _overrules(report):
         report = report._replace(detail=_told(report, exception))
-    return report, CommandOutput(b"", b"") if isinstance(task, Command) else None, transport.attach_traceback(
-        exception, text
-    )
+    return report, nothing, transport.attach_traceback(exception, text)
+
+
+def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool:
+    """Whether the record is to be opened: a value on success only, and where not trusted only one of bytes."""
+    if report.delivery is Delivery.NOTHING or (report.delivery is Delivery.VALUE) != (
+        report.outcome is Outcome.SUCCEEDED
+    ):
+        return False
+    return trusted or (descriptor is None and isinstance(report.payload, bytes) and transport.is_bytes(report.payload))
+
+
+def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None) -> Any:
+    if descriptor is not None:
+        return transport.read_descriptor(descriptor)
+    assert isinstance(payload, bytes)
+    return transport.read_inline(payload)
 
 
 def _told(report: Report, exception: BaseException) -> str:

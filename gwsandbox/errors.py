@@ -61,7 +61,7 @@ class SandboxError(Exception):
         return _rebuild, (type(self), self.step, self.path, self.value, self.errno, self.remedy)
 
 
-def _rebuild(
+def _rebuild(  # noqa: PLR0917 - only pickle calls it
     kind: type[SandboxError], step: str, path: str, value: str, errno: int, remedy: str
 ) -> SandboxError:
     return kind(step, path=path, value=value, errno=errno, remedy=remedy)
@@ -107,7 +107,7 @@ class TransferError(GuestError):
     """A task, result or exception could not travel between processes; the text names its type."""
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - it is a traceback, found as the cause of an error
+class RemoteTraceback(Exception):
     """The guest's traceback, as text; the ``__cause__`` of the exception that a task raised."""
 
     def __init__(self, tb: str) -> None:

@@ -122,6 +122,7 @@ def forget_the_caller() -> None:
     as its own bootstrap does: otherwise a guest's exit would terminate the caller's daemonic children, and a
     queue that the caller has used would lose what the guest puts into it.
     """
+    signal.set_wakeup_fd(-1)  # the caller's event loop must not be told of a guest's signals
     for number in signal.valid_signals() - _UNSTOPPABLE:
         wanted = _INTERPRETERS.get(number, signal.SIG_DFL)
         if signal.getsignal(number) not in {wanted, None}:

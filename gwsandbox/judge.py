@@ -130,7 +130,7 @@ def signal_name(exit_code: int) -> str:
         return f"signal {-exit_code}"
 
 
-def explain(evidence: Evidence, outcome: Outcome, asked: dict[str, float]) -> str:
+def explain(evidence: Evidence, outcome: Outcome, asked: dict[str, float]) -> str:  # noqa: PLR0911 - a table
     """One sentence: what happened and, where that helps, what to do.
 
     Args:

@@ -26,6 +26,8 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
         link: The supervisor's end of the link; here it is closed, so that it ends with the supervisor.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    # A caller that ignores it has its children reaped by the kernel, and wait() would tell us nothing.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if backend.needs_subreaper:
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     code = 1

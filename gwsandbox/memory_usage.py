@@ -22,7 +22,8 @@ def get_available_memory_bytes() -> int:
     """Bytes that this process may really use.
 
     The least of what the host has available and what is left under ``memory.max`` (cgroup v2) or
-    ``memory.limit_in_bytes`` (version 1) of this process's cgroup and each of its ancestors.
+    ``memory.limit_in_bytes`` (version 1) of this process's cgroup and each of its ancestors. Cached files count
+    as left, as they do for the host: the kernel drops them before it refuses memory.
     """
     return max(min([int(psutil.virtual_memory().available), *_left_under_cgroups()]), 0)
 
@@ -65,10 +66,22 @@ def _left(mount: str, path: str, limit_file: str, usage_file: str) -> list[int]:
         limit = _number(f"{mount}{path}/{limit_file}")
         if limit is not None and limit < _V1_NO_LIMIT:
             used = _number(f"{mount}{path}/{usage_file}") or 0
-            found.append(limit - used)
+            found.append(limit - max(used - _reclaimable(f"{mount}{path}"), 0))
         if path in {"", "/"}:
             return found
         path = os.path.dirname(path)
+
+
+def _reclaimable(cgroup: str) -> int:
+    """Bytes charged to a cgroup and those below it that the kernel can take back at once."""
+    try:
+        with open(f"{cgroup}/memory.stat", encoding="ascii") as file:
+            figures = dict(line.split() for line in file)
+    except OSError:
+        return 0
+    prefix = "total_" if "total_cache" in figures else ""  # version 1 tells the group's own and those of all
+    names = ("inactive_file", "active_file", "slab_reclaimable")
+    return sum(int(figures.get(prefix + name, 0)) for name in names)
 
 
 def _number(path: str) -> int | None:

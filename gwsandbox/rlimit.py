@@ -153,8 +153,8 @@ class RlimitCell:
         if (pids := self._asked.get("pids")) and os.geteuid() != 0:
             lower(pid, resource.RLIMIT_NPROC, _processes_of_user() + int(pids))
 
-    def check(self, elapsed: float) -> Check:
-        pids = [pid for pid in process_tree.tree(self._pid)]
+    def check(self) -> Check:
+        pids = list(process_tree.tree(self._pid))
         if (limit := self._asked.get("cpu_seconds")) is not None:
             used = sum(map(process_tree.cpu_seconds, pids))
             if used >= limit:

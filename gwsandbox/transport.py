@@ -13,6 +13,7 @@ bytes are never unpickled.
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import mmap
 import os
@@ -22,6 +23,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from gwsandbox import kernel
 from gwsandbox.errors import GuestError, RemoteTraceback, TransferError
 from gwsandbox.judge import Delivery
 from gwsandbox.task import Command, Task
@@ -57,7 +59,7 @@ def pack_task(task: Task | Command, *, by_value: bool) -> bytes:
     if not by_value:
         try:
             return pickle.dumps(task, protocol=5)
-        except Exception:  # noqa: BLE001 - lambdas and closures, and whatever a __reduce__ may raise
+        except Exception:  # noqa: BLE001, S110 - lambdas and closures, and whatever a __reduce__ may raise
             pass
     import cloudpickle  # noqa: PLC0415 - 20 ms, and most runs pickle nothing by value
 
@@ -206,7 +208,7 @@ class _Pickler(pickle.Pickler):
 
     foreign = False
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, _value: Any) -> Any:
         self.foreign = True  # called for everything that is not of a built-in type
         return NotImplemented
 
@@ -251,26 +253,38 @@ def make_room(fd: int) -> None:
 
 
 def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
-    """What a record claims to hold, its first bytes, and whether those are all of it.
+    """What a record claims to hold, the record where it is small, and whether that is all of it.
 
-    NOTHING where it is absent, torn or junk. A guest may claim any length, and make a file of that length
-    without a page in it: what is not backed by memory that it was charged for is not believed.
+    NOTHING where it is absent, torn or junk. A large one is cut to its length and sealed, so that who still
+    holds the descriptor can neither change nor shorten what the caller is going to map. A guest may claim any
+    length, and make a file of that length without a page in it: what is not backed by memory that it was
+    charged for is not believed.
     """
     record = os.pread(fd, INLINE, 0)
-    if len(record) < _HEAD.size:
+    delivery, length = _claim(fd, record)
+    if length <= INLINE:
+        return delivery, record[:length], True
+    try:
+        os.ftruncate(fd, length)
+        fcntl.fcntl(fd, kernel.F_ADD_SEALS, kernel.F_SEAL_ALL)
+    except OSError:  # somebody outside of the cell has it mapped for writing
         return Delivery.NOTHING, b"", True
+    if _claim(fd, os.pread(fd, _HEAD.size, 0)) != (delivery, length):
+        return Delivery.NOTHING, b"", True
+    return delivery, b"", False
+
+
+def _claim(fd: int, record: bytes) -> tuple[Delivery, int]:
+    if len(record) < _HEAD.size:
+        return Delivery.NOTHING, 0
     magic, kind, _, _, length = _HEAD.unpack_from(record)
     status = os.fstat(fd)
     if magic != _MAGIC or length > status.st_size or length > max(status.st_blocks * 512, INLINE):
-        return Delivery.NOTHING, b"", True
+        return Delivery.NOTHING, 0
     try:
-        delivery = Delivery(kind & ~_BYTES_VALUE)
+        return Delivery(kind & ~_BYTES_VALUE), length
     except ValueError:
-        return Delivery.NOTHING, b"", True
-    if length <= INLINE:
-        return delivery, record[:length], True
-    os.ftruncate(fd, length)
-    return delivery, b"", False
+        return Delivery.NOTHING, 0
 
 
 def is_bytes(record: bytes) -> bool:

@@ -162,7 +162,7 @@ def _name(descriptors: Sequence[int], mask: int) -> dict[str, int | None]:
     return {role: next(present) if mask & 1 << place else None for place, role in enumerate(_ROLES)}
 
 
-def _setup(
+def _setup(  # noqa: PLR0917 - once
     task: Task | Command | bytes | int,
     named: dict[str, int | None],
     common: guest.Common,

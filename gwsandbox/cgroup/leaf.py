@@ -171,7 +171,7 @@ class Leaf:
     def started(self, pid: int, *, keeps_memory: bool) -> None:
         """Nothing to do: the group knows its processes."""
 
-    def check(self, elapsed: float) -> Check:
+    def check(self) -> Check:
         """CPU time has no event: look when it can be used up at the earliest, all CPUs burning."""
         if self._cpu_limit is None:
             return Check()

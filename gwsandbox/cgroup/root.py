@@ -29,7 +29,7 @@ _USER_MANAGER = re.compile(r"user@\d+\.service")
 _REMEDY = "start it under: systemd-run{} --scope -p Delegate=yes -- COMMAND, or set Delegate=yes in its unit"
 
 
-class NotDelegated(CgroupError):  # noqa: N818 - raised and caught here only; the caller sees a CgroupError
+class NotDelegated(CgroupError):
     """There is cgroup v2, but no part of it is ours. systemd may give us one."""
 
 
