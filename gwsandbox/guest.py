@@ -141,6 +141,7 @@ def live(setup: Setup) -> NoReturn:
     try:
         failure = _take_steps(setup)
         if failure is None:
+            code = 1
             task = _unpack(setup.task)
             code = _execute(setup, task) if isinstance(task, Command) else _call(setup, task)
         else:

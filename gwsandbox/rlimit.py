@@ -38,7 +38,7 @@ _PIDS_AS_ROOT = "RLIMIT_NPROC does not bind root; the number of processes needs 
 
 _REPORT_RESERVE = 16 * 1024**2
 _FASTEST = 0.005  # seconds between two looks at a guest that grows towards its limit
-_SLOWEST = 0.25  # and at one that rests
+_SLOWEST = 0.5  # and at one that rests
 _GROWTH = 2 * 1024**3  # bytes per second that two cores can touch; decides how soon a limit can be reached
 
 

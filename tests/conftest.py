@@ -24,7 +24,7 @@ from gwsandbox import process_tree
 from gwsandbox.cgroup import root
 from gwsandbox.errors import CgroupError
 
-HANG_AFTER = 120  # seconds, times SLOW
+HANG_AFTER = 60  # seconds, times SLOW
 
 
 def pytest_report_header() -> list[str]:

@@ -62,13 +62,10 @@ def test_leaving_the_block_runs_everything(backend: BackendName) -> None:
 
 
 def test_task_results_are_in_order_of_completion(backend: BackendName) -> None:
-    reader, writer = os.pipe()
     with ProcessManager(2, backend=backend) as manager:
-        manager.queue_task(Task(wait_for, (reader,)))
-        manager.queue_task(Task(os.write, (writer, b"now")))
-    os.close(reader)
-    os.close(writer)
-    assert [result.result for result in manager.task_results] == [3, "now"]
+        manager.queue_task(Task(time.sleep, (0.3 * SLOW,)))
+        manager.queue_task(Task(square, (1,)))
+    assert [result.result for result in manager.task_results] == [1, None]
 
 
 def test_an_empty_block_starts_nothing(backend: BackendName) -> None:
@@ -103,21 +100,6 @@ def test_start_tasks_replaces_the_results(backend: BackendName) -> None:
         manager.start_tasks()
         assert [result.result for result in manager.task_results] == [9]
     assert [result.result for result in manager.task_results] == [9]
-
-
-def test_the_body_raises(backend: BackendName) -> None:
-    reader, writer = os.pipe()
-    manager = ProcessManager(1, backend=backend)
-    with pytest.raises(ZeroDivisionError), manager:
-        manager.queue_task(Task(say_and_sleep, (writer,)))
-        manager.queue_task(Task(square, (1,)))
-        manager.queue_tasks(Task(square, (n,)) for n in itertools.count())
-        for _ in manager.as_completed():
-            pytest.fail("nothing can complete")
-            break  # type: ignore[unreachable]
-        raise AssertionError
-    os.close(reader)
-    os.close(writer)
 
 
 def test_a_body_that_raises_cancels_what_runs_and_what_waits(backend: BackendName) -> None:
@@ -237,6 +219,7 @@ def test_a_dropped_result_is_freed(backend: BackendName) -> None:
         manager.queue_tasks(Task(bytes, (size,)) for _ in range(8))
         peaks = []
         for result in manager.as_completed():
+            assert result.success, result
             assert len(result.result) == size
             del result
             peaks.append(process_tree.resident(os.getpid()))
@@ -355,7 +338,6 @@ def test_a_cancelled_task_that_waited_has_done_nothing(backend: BackendName) -> 
             manager.queue_task(Task(say_and_sleep, (writer,)))
             manager.queue_task(Task(os.write, (writer, b"!")))
             completed = manager.as_completed()
-            threading.Timer(0.01, manager.cancel)  # not started: only the one below cancels
             manager._feed()
             assert b"\n" in os.read(reader, 100)
             manager.cancel()

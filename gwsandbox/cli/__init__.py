@@ -122,3 +122,46 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
     )
     with told_failures("gwsandbox map: "):
         raise typer.Exit(map_files(request))
+
+
+@app.command()
+def serve(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", show_default=False)],
+    check: Annotated[bool, typer.Option("--check", help="Only look for mistakes in CONFIG.toml.")] = False,
+) -> None:
+    """Work on files as they come into a folder, until stopped by SIGTERM.
+
+    Each file's output goes to another folder, or the file to quarantine with a report. SIGHUP reads
+    CONFIG.toml anew. systemd/ in the sources has a unit, and an example of CONFIG.toml.
+
+    Exit code: 0 stopped, 125 gwsandbox itself failed or CONFIG.toml has mistakes.
+    """
+    from gwsandbox.cli.serve import serve_spool
+
+    raise typer.Exit(serve_spool(config, check=check))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Run a real task into each limit, and say what holds here.
+
+    Says of each limit what enforces it or why nothing does, and the commands or unit lines that mend that.
+
+    Exit code: 0 all limits are enforced, 1 some are degraded, 2 nothing can be enforced.
+    """
+    from gwsandbox.cli.doctor import examine
+
+    raise typer.Exit(examine(as_json=as_json))
+
+
+@app.command()
+def clean() -> None:
+    """Remove what killed supervisors left behind.
+
+    Cgroups whose owner is dead, with whatever still runs in them; never those of a run that is alive.
+    """
+    from gwsandbox.cli.clean import clean_up
+
+    raise typer.Exit(clean_up())

@@ -80,7 +80,8 @@ def _walk(folder: str, prefix: str, excluded: set[str], problems: list[str]) -> 
         problems.append(f"{shown(folder)}: {error.strerror}")
         return
     for entry in inside:
-        path, name = os.path.join(folder, entry.name), os.path.join(prefix, entry.name)
+        path = entry.name if folder == os.curdir else os.path.join(folder, entry.name)
+        name = os.path.join(prefix, entry.name)
         if excluded and os.path.realpath(path) in excluded:
             continue
         if entry.is_dir(follow_symlinks=False):

@@ -56,9 +56,7 @@ class Ledger:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise self._failure(
-                f"cannot be written: {error.strerror}", "choose another by --report"
-            ) from error
+            raise self._failure(f"cannot be written: {error.strerror}", "choose another by --report") from error
         try:
             self._check_kind()
             self._lock()

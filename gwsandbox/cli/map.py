@@ -222,14 +222,10 @@ def _publish(outputs: Outputs, staged: str, name: str, result: TaskResult) -> Ta
             outputs.publish(staged, name)
     except NoOutput as error:
         detail = str(error)
-        return replace(
-            result, success=False, outcome=Outcome.FAILED, detail=detail, exception=GuestFailed(detail)
-        )
+        return replace(result, success=False, outcome=Outcome.FAILED, detail=detail, exception=GuestFailed(detail))
     except OSError as error:
         failure = SandboxError("move output into place", path=outputs.path(name), errno=error.errno or 0)
-        return replace(
-            result, success=False, outcome=Outcome.SANDBOX_ERROR, detail=str(failure), exception=failure
-        )
+        return replace(result, success=False, outcome=Outcome.SANDBOX_ERROR, detail=str(failure), exception=failure)
     finally:
         outputs.discard(staged)
     return result
@@ -249,7 +245,5 @@ def _interrupted(request: Request, tally: Tally) -> str:
         return "interrupted before anything was started"
     text = f"interrupted with {tally.done} of {tally.inputs} inputs done; the rest was ended and cleaned up"
     if request.report is None and request.output_dir is None:
-        return (
-            f"{text}; the same command starts from the first again (with --report FILE it goes on from here)"
-        )
+        return f"{text}; the same command starts from the first again (with --report FILE it goes on from here)"
     return f"{text}; the same command does the rest"

@@ -15,7 +15,7 @@ OWN_FAILURE = 125  # the exit code for what is gwsandbox's fault, as env, timeou
 _LONGEST_DETAIL = 400
 
 
-class Failure(Exception):  # noqa: N818 - an error of the CLI's, told and never caught by users
+class Failure(Exception):
     """gwsandbox cannot do what it was asked to; the text says why and what to do. Exit code 125."""
 
 

@@ -22,7 +22,8 @@ def _checked(field: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
             return getattr(Limits(**{field: convert(text)}), field)
         except ValueError as error:
             # Not left to Typer: it shows the value, and drops what the error says about it.
-            raise typer.BadParameter(str(error).removeprefix(f"{field}: ")) from error
+            what = str(error).removeprefix(f"{field}: ")
+            raise typer.BadParameter(what if repr(text) in what else f"{text!r}: {what}") from error
 
     return parse
 
@@ -54,6 +55,7 @@ _ALL: tuple[tuple[str, str, str, Callable[[str], Any], str], ...] = (
     ("output", "--output-limit", "SIZE", str, "Bytes to stdout and stderr together; both become pipes."),
 )
 LIMIT_OPTIONS: dict[str, Any] = {option[0]: _option(*option) for option in _ALL}
+FLAGS: dict[str, str] = {option[0]: option[1] for option in _ALL}
 Backend = Annotated[
     BackendName,
     typer.Option(
@@ -68,9 +70,7 @@ def with_limit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command`` the limit options; it receives them as ``limits=Limits(…)``."""
     own = inspect.signature(command, eval_str=True).parameters
     kind = inspect.Parameter.KEYWORD_ONLY
-    added = [
-        inspect.Parameter(name, kind, default=None, annotation=note) for name, note in LIMIT_OPTIONS.items()
-    ]
+    added = [inspect.Parameter(name, kind, default=None, annotation=note) for name, note in LIMIT_OPTIONS.items()]
     kept = [parameter.replace(kind=kind) for name, parameter in own.items() if name != "limits"]
 
     @functools.wraps(command)

@@ -23,7 +23,7 @@ _STAGING = re.compile(r"\.gwsandbox-(\d+)-(\d+)")
 _LOCK = "lock"
 
 
-class NoOutput(Exception):  # noqa: N818 - reads as what it is about
+class NoOutput(Exception):
     """The task succeeded and left no output that can be moved into place; the text says why."""
 
 

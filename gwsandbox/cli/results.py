@@ -57,9 +57,9 @@ class ReportFile:
     """
 
     def __init__(self, path: str) -> None:
-        # A link stays a link. What is no regular file (/dev/stderr, a pipe) is written to, never replaced.
-        self._path = os.path.realpath(path)
-        self._replace = not os.path.exists(self._path) or os.path.isfile(self._path)
+        # What is no regular file (/dev/stderr, a pipe) is written to, never replaced; a link stays a link.
+        self._replace = not os.path.exists(path) or os.path.isfile(path)
+        self._path = os.path.realpath(path) if self._replace else path
         self._staged = f"{os.path.dirname(self._path)}/.{os.path.basename(self._path)}.{os.getpid()}"
         try:
             if not self._replace:

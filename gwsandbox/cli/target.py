@@ -122,7 +122,7 @@ def _text(error: BaseException) -> str:
 def _where(error: BaseException) -> str:
     """The file and line that raised, where one of its own did."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
-    own = [frame for frame in frames if "importlib" not in frame.filename]
+    own = [frame for frame in frames if "<frozen" not in frame.filename and "importlib" not in frame.filename]
     return f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
 
 
@@ -130,9 +130,7 @@ def _find(module: Any, attribute: str, name: str) -> Callable[..., Any]:
     found = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise Failure(
-                f"{name!r}: {module.__name__} ({_file(module)}) has no {attribute!r}; check the name"
-            )
+            raise Failure(f"{name!r}: {module.__name__} ({_file(module)}) has no {attribute!r}; check the name")
         found = getattr(found, part)
     if not callable(found):
         raise Failure(f"{name!r} cannot be called: it is of type {type(found).__name__}; name a function")

@@ -208,8 +208,7 @@ def _scrub_array(array: pikepdf.Array, removed: Removed) -> None:
 
 def _scrub_dictionary(thing: pikepdf.Object, removed: Removed) -> None:
     for key in list(thing.keys()):
-        value = thing[key]
-        if _is_action(value) or (key == "/AA" and _holds_actions(value)):
+        if _is_action(thing[key]):
             _delete(thing, key, removed)
     if _is_action(thing, _words("/GoTo")):
         _delete(thing, "/Next", removed)
@@ -222,10 +221,6 @@ def _scrub_dictionary(thing: pikepdf.Object, removed: Removed) -> None:
 
 def _is_action(value: object, kinds: frozenset[str] = _ACTIONS) -> bool:
     return isinstance(value, pikepdf.Dictionary) and str(value.get("/S")) in kinds
-
-
-def _holds_actions(value: object) -> bool:
-    return isinstance(value, pikepdf.Dictionary) and any(_is_action(value[key]) for key in value.keys())  # noqa: SIM118
 
 
 def _delete(thing: pikepdf.Object | None, key: str, removed: Removed) -> None:
@@ -468,12 +463,8 @@ _DROPPED_RELATIONSHIPS = _words("""
     xlIntlMacrosheet xlMacrosheet
 """)
 # Containers that the schemas forbid to be empty.
-_PRUNABLE = _words(
-    "AlternateContent Choice Fallback controls definedNames externalReferences hyperlinks oleObjects"
-)
-_FETCHING_FIELD = re.compile(
-    r"\s*(?:DDE|DDEAUTO|INCLUDE\w*|IMPORT|LINK|HYPERLINK(?!\s*\\l))\b", re.IGNORECASE
-)
+_PRUNABLE = _words("AlternateContent Choice Fallback controls definedNames externalReferences hyperlinks oleObjects")
+_FETCHING_FIELD = re.compile(r"\s*(?:DDE|DDEAUTO|INCLUDE\w*|IMPORT|LINK|HYPERLINK(?!\s*\\l))\b", re.IGNORECASE)
 _EXTERNAL_FORMULA = re.compile(r"(?<![\w\]])\[\d+\]|\|'[^']*'!|\b(?:WEBSERVICE|HYPERLINK)\(", re.IGNORECASE)
 
 
@@ -498,9 +489,7 @@ def _disarm_ooxml(data: bytes, removed: Removed) -> bytes:
     return _pack({"[Content_Types].xml": types, **kept})
 
 
-def _clean_relationships(
-    parts: Parts, name: str, source: str, removed: Removed
-) -> tuple[bytes, list[str], set[str]]:
+def _clean_relationships(parts: Parts, name: str, source: str, removed: Removed) -> tuple[bytes, list[str], set[str]]:
     """Return the part without unwanted relationships, the parts that the rest lead to, and the ids gone."""
     root = _parse(parts[name], removed)
     targets: list[str] = []
@@ -545,9 +534,7 @@ def _scrub_ooxml_element(element: Element, gone: set[str], removed: Removed) -> 
     lost = [key for key, value in element.items() if value in gone and "/relationships}" in key]
     if lost:
         _drop_reference(element, name, lost)
-    elif name == "FmlaMacro" or element.get("action", "").startswith(
-        ("ppaction://macro", "ppaction://program")
-    ):
+    elif name == "FmlaMacro" or element.get("action", "").startswith(("ppaction://macro", "ppaction://program")):
         _drop(element)
         removed["macro action"] += 1
     elif name in {"f", "definedName"} and _EXTERNAL_FORMULA.search(element.text or ""):

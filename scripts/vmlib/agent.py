@@ -168,8 +168,7 @@ def run(channel: Channel, order: dict[str, Any]) -> int:
         try:
             relay(channel, process, pipe.fileno())
         finally:
-            kill_rest(mode)
-            process.wait()
+            end(process, mode)
     return exit_code(process.returncode)
 
 
@@ -259,12 +258,14 @@ def exit_code(of_systemd_run: int) -> int:
     return 128 + int(getattr(signal, f"SIG{value}", signal.SIGKILL))
 
 
-def kill_rest(mode: str) -> None:
+def end(process: subprocess.Popen[bytes], mode: str) -> None:
+    """Kill all that is left of an order, and wait until it is gone."""
     group = Path("/sys/fs/cgroup", CGROUPS[mode])
-    with contextlib.suppress(OSError):
-        (group / "cgroup.kill").write_text("1")
     deadline = time.monotonic() + 20
-    while group.exists() and time.monotonic() < deadline:
+    # Over and over: a systemd-run that is still asking for its unit would come after a single kill.
+    while process.poll() is None or (group.exists() and time.monotonic() < deadline):
+        with contextlib.suppress(OSError):
+            (group / "cgroup.kill").write_text("1")
         time.sleep(0.02)
 
 

@@ -19,7 +19,7 @@ from vmlib import VmError, recipe, say
 
 REPO = Path(__file__).resolve().parents[2]
 FALLBACK_REQUIREMENTS = ["cloudpickle", "hypothesis", "psutil", "pytest", "typer"]
-RUN_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "git": "git", "setpriv": "util-linux"}
+RUN_TOOLS = {"git": "git", "setpriv": "util-linux"}
 BUILD_TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.ext4": "e2fsprogs",
@@ -38,6 +38,7 @@ class Image:
     suite: str
     disk: Path
     kernel: Path
+    qemu: Path
 
 
 def cache() -> Path:
@@ -53,21 +54,27 @@ def get(suite: str, *, fresh: bool = False) -> Image:
     base = cache() / f"{suite}-{recipe.base_fingerprint(suite)}"
     requirements = read_requirements(REPO / "pyproject.toml")
     disk = base / f"disk-{recipe.disk_fingerprint(requirements)}.img"
-    if fresh or not disk.exists():
+    qemu = cache() / f"qemu-{recipe.qemu_fingerprint()}"
+    if fresh or not disk.exists() or not qemu.exists():
         need_tools(BUILD_TOOLS)
         with build_lock():
             if fresh and base.exists():
                 shutil.rmtree(base)
+            if not qemu.exists():
+                build_qemu(qemu)
             if not base.exists():
                 build_base(suite, base)
             if not disk.exists():
                 build_disk(base, requirements, disk)
-    return Image(suite, disk, base / "vmlinuz")
+    return Image(suite, disk, base / "vmlinuz", qemu)
 
 
 def prune(keep: list[Image]) -> None:
     """Remove what other recipes and requirement lists left in the cache, of these suites."""
     with build_lock():
+        for folder in cache().glob("qemu-*"):
+            if folder not in [image.qemu for image in keep]:
+                shutil.rmtree(folder)
         for image in keep:
             for folder in cache().glob(f"{image.suite}-*"):
                 if folder != image.disk.parent:
@@ -77,14 +84,31 @@ def prune(keep: list[Image]) -> None:
                     old.unlink()
 
 
-# ── the two layers ───────────────────────────────────────────────────────────
+# ── the layers ───────────────────────────────────────────────────────────────
+
+
+def build_qemu(target: Path) -> None:
+    began = time.monotonic()
+    say(f"unpacking QEMU of {recipe.QEMU_SUITE} in {target} …")
+    with work_folder() as work:
+        tree = work / "tree"
+        tree.mkdir()
+        packed = work / "qemu.tar"
+        variant = ["--variant=extract", f"--include={recipe.QEMU_PACKAGE}"]
+        run_step("mmdebstrap QEMU", mmdebstrap(recipe.QEMU_SUITE, packed, *variant), work)
+        paths = [f"./{path}" for path in (recipe.QEMU_PROGRAM, recipe.QEMU_LIBRARIES, *recipe.QEMU_FIRMWARE)]
+        unpack = ["tar", "--extract", "--no-same-owner", f"--file={packed}", f"--directory={tree}", *paths]
+        run_step("unpack QEMU", unpack, work)
+        tree.rename(target)
+    say(f"done in {time.monotonic() - began:.0f} s")
 
 
 def build_base(suite: str, target: Path) -> None:
     began = time.monotonic()
     say(f"installing {suite} in {target} …")
     with work_folder() as work:
-        run_step(f"mmdebstrap {suite}", mmdebstrap(suite, work), work)
+        packages = ["--variant=minbase", f"--include={recipe.PACKAGES}", *customize_hooks(work)]
+        run_step(f"mmdebstrap {suite}", mmdebstrap(suite, work / "root.tar", *packages), work)
         run_step("unpack the kernel", namespaced(recipe.KERNEL_SETUP, str(work)), work)
         product = work / "product"
         product.mkdir()
@@ -94,8 +118,18 @@ def build_base(suite: str, target: Path) -> None:
     say(f"done in {time.monotonic() - began:.0f} s")
 
 
-def mmdebstrap(suite: str, work: Path) -> list[str]:
-    """The command that makes work/root.tar."""
+def mmdebstrap(suite: str, target: Path, *options: str) -> list[str]:
+    apt = [*apt_options(), *recipe.APT_OPTIONS.get(suite, ())]
+    return [
+        *("mmdebstrap", "--quiet", "--format=tar", *options),
+        *(f"--dpkgopt={option}" for option in recipe.DPKG_OPTIONS),
+        *(f"--aptopt={option}" for option in apt),
+        *(suite, str(target), *mirror()),
+    ]
+
+
+def customize_hooks(work: Path) -> list[str]:
+    """Lay the recipe's files into the new root, and run its script there."""
     overlay = work / "overlay"
     for name, text in recipe.FILES.items():
         path = overlay / name
@@ -104,19 +138,8 @@ def mmdebstrap(suite: str, work: Path) -> list[str]:
     hook = work / "setup"
     hook.write_text(recipe.SETUP)
     hook.chmod(0o755)
-    return [
-        "mmdebstrap",
-        "--quiet",
-        "--variant=minbase",
-        f"--include={recipe.PACKAGES}",
-        *(f"--dpkgopt={option}" for option in recipe.DPKG_OPTIONS),
-        *(f"--aptopt={option}" for option in [*apt_options(), *recipe.APT_OPTIONS.get(suite, ())]),
-        f"--customize-hook=copy-in {shlex.join(str(path) for path in sorted(overlay.iterdir()))} /",
-        f"--customize-hook={hook}",
-        suite,
-        str(work / "root.tar"),
-        *mirror(),
-    ]
+    folders = shlex.join(str(path) for path in sorted(overlay.iterdir()))
+    return [f"--customize-hook=copy-in {folders} /", f"--customize-hook={shlex.quote(str(hook))}"]
 
 
 def build_disk(base: Path, requirements: list[str], target: Path) -> None:
@@ -170,9 +193,7 @@ def read_requirements(pyproject: Path) -> list[str]:
 
 def mirror() -> list[str]:
     """The mirror that this machine's own apt uses, where it is a Debian; else mmdebstrap has one of its own."""
-    release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     if release.get("ID") != "debian":
         return []
     ours = {release.get("VERSION_CODENAME", ""), "stable", "testing", "unstable", "sid"}

@@ -21,20 +21,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmlib import VmError, say
+from vmlib import VmError, recipe, say
 from vmlib.image import SYSTEM_PATH, Image
 from vmlib.wire import Channel, Gone, Late
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 600.0
 PRIVATE = "private-"
 # Debian's cloud kernels have NVMe and ext4 built in: a boot without an initrd is six seconds shorter. One disk only,
 # since the kernel numbers several in any order.
-# clearcpuid: with cmpxchg16b in use a 6.12 kernel oopsed in __kmalloc under QEMU 7.2. It is hidden from the kernel
-# only: without it the CPU would be no x86-64-v2, which NumPy's wheels insist on.
 # lsm: Debian's own list less bpf, whose program for RestrictFileSystems= takes systemd three seconds to load.
 KERNEL_WORDS = (
-    "console=ttyS0 root=/dev/nvme0n1 rw panic=-1 quiet mitigations=off clearcpuid=cx16 "
-    "lsm=lockdown,capability,landlock,yama,apparmor"
+    "console=ttyS0 root=/dev/nvme0n1 rw panic=-1 quiet mitigations=off lsm=lockdown,capability,landlock,yama,apparmor"
 )
 
 
@@ -100,7 +97,7 @@ class Machine:
             serial = ["-serial", f"file:{self.console}"]
             boot_words = "systemd.mask=serial-getty@ttyS0.service"
         return [
-            *("qemu-system-x86_64", *acceleration(), "-smp", str(boot.cpus), "-m", boot.memory),
+            *(*program(boot.image.qemu), *acceleration(), "-smp", str(boot.cpus), "-m", boot.memory),
             *("-nodefaults", "-display", "none", "-no-reboot", "-nic", "none", *serial),
             *("-kernel", str(boot.image.kernel), "-append", f"{KERNEL_WORDS} {boot_words}"),
             *("-drive", f"id=disk,file={boot.image.disk},if=none,format=raw,cache=unsafe,snapshot=on"),
@@ -214,11 +211,20 @@ def try_lock(fd: int) -> bool:
     return True
 
 
+def program(tree: Path) -> list[str]:
+    """QEMU by its own loader and libraries, so that it runs on a host of any release."""
+    libraries = tree / recipe.QEMU_LIBRARIES
+    firmware = [word for path in recipe.QEMU_FIRMWARE for word in ("-L", str(tree / path))]
+    loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
+    return [*loader, str(tree / recipe.QEMU_PROGRAM), *firmware]
+
+
 def acceleration() -> list[str]:
     chosen = os.environ.get("GWSANDBOX_VM_ACCEL") or "tcg"
     if chosen == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
     if chosen == "tcg":
+        # Four levels of page tables instead of five are walked faster.
         return ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,la57=off"]
     raise VmError(f"GWSANDBOX_VM_ACCEL={chosen!r}: use tcg (the default) or kvm.")
 

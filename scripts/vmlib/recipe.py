@@ -20,6 +20,15 @@ DPKG_OPTIONS = (
 # A testing suite's index may be older than it says it is valid for, where the mirror is a frozen copy.
 APT_OPTIONS = {"forky": ('Acquire::Check-Valid-Until "false"',)}
 
+# QEMU before 8.1 may go on running a translation of code that another CPU has just patched, and Linux patches itself
+# (static keys) whenever a first cgroup of a kind appears: "Oops: int3" within a minute of cgroup work under 7.2. So
+# QEMU, too, comes out of a Debian release, whatever the host has; unpacked only, and run by its own loader.
+QEMU_SUITE = "trixie"
+QEMU_PACKAGE = "qemu-system-x86"
+QEMU_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+QEMU_PROGRAM = "usr/bin/qemu-system-x86_64"
+QEMU_FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
+
 AGENT_UNIT = r"""[Unit]
 Description=The guest's end of scripts/vm
 Requires=dev-virtio\x2dports-gwsandbox.agent.device
@@ -47,6 +56,18 @@ ExecStopPost=/bin/systemctl --force --no-block poweroff
 Restart=no
 """
 
+# Nobody is there to answer its question, and the host takes a machine that ends for one that failed.
+EMERGENCY_DROP_IN = """[Service]
+ExecStart=
+ExecStart=/bin/systemctl --force poweroff
+"""
+
+# On a busy host a boot under emulation takes minutes, and systemd's own limits of 90 s would break it.
+PATIENCE = """[Manager]
+DefaultTimeoutStartSec=600s
+DefaultDeviceTimeoutSec=600s
+"""
+
 PROFILE = """export PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 [ -d /gwsandbox ] && cd /gwsandbox
 """
@@ -63,6 +84,8 @@ FILES = {
     "etc/modprobe.d/gwsandbox.conf": NEEDLESS_MODULES,
     "etc/profile.d/gwsandbox.sh": PROFILE,
     "etc/systemd/journald.conf.d/gwsandbox.conf": "[Journal]\nStorage=volatile\n",
+    "etc/systemd/system.conf.d/gwsandbox.conf": PATIENCE,
+    "etc/systemd/system/emergency.service.d/gwsandbox.conf": EMERGENCY_DROP_IN,
     "etc/systemd/system/gwsandbox-agent.service": AGENT_UNIT,
     "etc/systemd/system/serial-getty@ttyS0.service.d/gwsandbox.conf": GETTY_DROP_IN,
     "usr/local/bin/gwsandbox": '#!/bin/sh\nexec /opt/venv/bin/python -m gwsandbox "$@"\n',
@@ -115,6 +138,11 @@ mkfs.ext4 -q -F -m 0 -O '^has_journal' -d . "$1/disk.img"
 # Without an initrd the kernel looks for these before anything can mount a /dev; only root could unpack them.
 printf 'cd dev\\nmknod console c 5 1\\nmknod null c 1 3\\n' | debugfs -w -f - "$1/disk.img"
 """
+
+
+def qemu_fingerprint() -> str:
+    parts = [QEMU_SUITE, QEMU_PACKAGE, QEMU_LIBRARIES, QEMU_PROGRAM, QEMU_FIRMWARE]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def base_fingerprint(suite: str) -> str:

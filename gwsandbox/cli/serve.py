@@ -1,0 +1,35 @@
+"""``gwsandbox serve``: the spool service."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from gwsandbox.cli.messages import OWN_FAILURE, say
+from gwsandbox.errors import SandboxError
+from gwsandbox.service import config as configuration
+
+
+def serve_spool(path: str, *, check: bool) -> int:
+    """Serve until a signal says to stop; the exit code.
+
+    Args:
+        path: Of the configuration file.
+        check: Only read the configuration.
+    """
+    try:
+        config = configuration.read(path)
+    except configuration.ConfigError as error:
+        for mistake in error.mistakes:
+            say(mistake, prefix="gwsandbox serve: ")
+        return OWN_FAILURE
+    if check:
+        return 0
+    from gwsandbox.service.service import Service
+
+    try:
+        with Service(path, config) as service:
+            service.run()
+    except (SandboxError, OSError, sqlite3.Error) as error:
+        say(f"ended: {error}; nothing is lost, the next start goes on from here", prefix="gwsandbox serve: ")
+        return OWN_FAILURE
+    return 0

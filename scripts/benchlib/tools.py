@@ -1,0 +1,254 @@
+"""The tools that are compared: how each runs Python calls, or a program, in fresh processes.
+
+Imports are inside of the functions, so that a side loads what it measures and nothing else. ImportError and
+FileNotFoundError mean "not installed", ``CannotRun`` says why a tool does not work here.
+"""
+
+import concurrent.futures
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+_GIB = 1024**3
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class CannotRun(Exception):  # noqa: N818 - not an error of ours: a finding
+    """A tool is there and does not work on this host; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How calls are to be run; what a tool cannot hold it leaves out.
+
+    Args:
+        workers: Tasks at a time.
+        memory: Limit in bytes, or ``None``.
+        wall: Limit in seconds, or ``None``.
+        pids: Limit, or ``None``.
+        backend: Of gwsandbox.
+    """
+
+    workers: int = 1
+    memory: int | None = None
+    wall: float | None = None
+    pids: int | None = None
+    backend: str = "auto"
+
+
+# --- Python calls: each yields, per call, its value, or the exception that it ended with -----------------
+
+
+def fork(calls: Iterable[Call], _: Terms) -> Iterator[Any]:
+    """The floor: a pipe, os.fork, one byte back, waitpid."""
+    for func, arguments in calls:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            func(*arguments)
+            os.write(writer, b"x")
+            os._exit(0)
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
+        os.waitpid(pid, 0)
+        yield None
+
+
+def fork_with_deadline(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    """The floor where there is a deadline: fork, wait for the pidfd until then, kill, waitpid."""
+    for func, arguments in calls:
+        pid = os.fork()
+        if pid == 0:
+            func(*arguments)
+            os._exit(0)
+        fd = os.pidfd_open(pid)
+        if not select.select([fd], [], [], terms.wall)[0]:
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(fd)
+        yield None
+
+
+def gwsandbox(calls: Iterable[Call], terms: Terms, start_method: str = "fork") -> Iterator[Any]:
+    import gwsandbox as package
+
+    limits = package.Limits(memory=terms.memory, wall_seconds=terms.wall, pids=terms.pids)
+    options: Any = {"backend": terms.backend, "start_method": start_method}
+    with package.ProcessManager(terms.workers, limits=limits, **options) as manager:
+        manager.queue_tasks(package.Task(func, arguments) for func, arguments in calls)
+        for result in manager.as_completed():
+            if result.outcome is package.Outcome.SANDBOX_ERROR:
+                raise CannotRun(result.detail)
+            yield result.exception or result.result
+
+
+def gwsandbox_forkserver(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return gwsandbox(calls, terms, "forkserver")
+
+
+def glasswall(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    from glasswall.multiprocessing import GlasswallProcessManager, Task
+
+    memory = None if terms.memory is None else terms.memory / _GIB
+    with GlasswallProcessManager(terms.workers, terms.wall, memory) as manager:
+        for func, arguments in calls:
+            manager.queue_task(Task(func=func, args=arguments))
+        for result in manager.as_completed():
+            yield result.exception or result.result
+
+
+def pebble(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    """A fresh process for each call: ``max_tasks=1``. It has no limit of memory."""
+    from pebble import ProcessPool
+
+    with ProcessPool(max_workers=terms.workers, max_tasks=1) as pool:
+        futures = deque(pool.schedule(func, args=arguments, timeout=terms.wall) for func, arguments in calls)
+        while futures:
+            yield _outcome(futures.popleft())
+
+
+def _futures(calls: Iterable[Call], terms: Terms, start_method: str) -> Iterator[Any]:
+    import multiprocessing
+
+    context = multiprocessing.get_context(start_method)
+    with concurrent.futures.ProcessPoolExecutor(
+        terms.workers, mp_context=context, max_tasks_per_child=1
+    ) as executor:
+        futures = deque(executor.submit(func, *arguments) for func, arguments in calls)
+        while futures:
+            yield _outcome(futures.popleft())
+
+
+def futures_spawn(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _futures(calls, terms, "spawn")
+
+
+def futures_forkserver(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _futures(calls, terms, "forkserver")
+
+
+def _outcome(future: concurrent.futures.Future[Any]) -> Any:
+    try:
+        return future.result()
+    except Exception as error:  # noqa: BLE001 - how a call ended is what is looked at
+        return error
+
+
+CALLERS: dict[str, Callable[[Iterable[Call], Terms], Iterator[Any]]] = {
+    "fork": fork,
+    "fork with a deadline": fork_with_deadline,
+    "gwsandbox": gwsandbox,
+    "gwsandbox forkserver": gwsandbox_forkserver,
+    "glasswall": glasswall,
+    "pebble": pebble,
+    "futures spawn": futures_spawn,
+    "futures forkserver": futures_forkserver,
+}
+
+
+# --- programs: each runs one program ``count`` times, one after the other ---------------------------------
+
+
+def fork_exec(argv: list[str], count: int, _terms: Terms) -> None:
+    """The floor: os.fork, execv, waitpid."""
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.execvp(argv[0], argv)
+            finally:
+                os._exit(127)
+        os.waitpid(pid, 0)
+
+
+def subprocess_run(argv: list[str], count: int, _terms: Terms) -> None:
+    for _ in range(count):
+        subprocess.run(argv, check=True)
+
+
+def gwsandbox_command(argv: list[str], count: int, terms: Terms) -> None:
+    import gwsandbox as package
+
+    limits = package.Limits(memory=terms.memory, wall_seconds=terms.wall, pids=terms.pids)
+    options: Any = {"backend": terms.backend}
+    with package.ProcessManager(terms.workers, limits=limits, **options) as manager:
+        manager.queue_tasks(package.Command(argv) for _ in range(count))
+        for result in manager.as_completed():
+            if not result.success:
+                raise CannotRun(result.detail)
+
+
+def _prefixed(*prefix: str) -> Callable[[list[str], int, Terms], None]:
+    def run(argv: list[str], count: int, _terms: Terms) -> None:
+        if shutil.which(prefix[0]) is None:
+            raise FileNotFoundError(prefix[0])
+        for _ in range(count):
+            done = subprocess.run([*prefix, *argv], capture_output=True, check=False)
+            if done.returncode:
+                raise CannotRun(
+                    done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+                )
+
+    return run
+
+
+def _systemd_run(*options: str) -> Callable[[list[str], int, Terms], None]:
+    def run(argv: list[str], count: int, terms: Terms) -> None:
+        if not os.path.isdir("/run/systemd/system"):
+            raise CannotRun("systemd does not run here")
+        manager = ["--user"] if os.geteuid() else []
+        memory = f"--property=MemoryMax={terms.memory or 'infinity'}"
+        pids = f"--property=TasksMax={terms.pids or 'infinity'}"
+        _prefixed("systemd-run", *manager, "--quiet", *options, memory, pids, "--")(argv, count, terms)
+
+    return run
+
+
+def benchexec(argv: list[str], count: int, terms: Terms) -> None:
+    """Its Python interface, without containers."""
+    import logging
+
+    from benchexec.runexecutor import RunExecutor
+
+    logging.disable(logging.WARNING)
+    asked = {"memlimit": terms.memory, "walltimelimit": terms.wall}
+    limits = {name: value for name, value in asked.items() if value}
+    try:
+        executor = RunExecutor(use_namespaces=False)
+        for _ in range(count):
+            result = executor.execute_run(args=argv, output_filename=os.devnull, **limits)
+            if result["exitcode"].value:
+                raise CannotRun(f"exit code {result['exitcode'].value}")
+    except SystemExit as error:  # what it does when it finds no cgroups that it can use
+        raise CannotRun(str(error)) from error
+
+
+BWRAP = (
+    "bwrap",
+    "--unshare-all",
+    "--die-with-parent",
+    "--bind",
+    "/",
+    "/",
+    "--dev",
+    "/dev",
+    "--proc",
+    "/proc",
+)
+
+COMMANDERS: dict[str, Callable[[list[str], int, Terms], None]] = {
+    "fork + exec": fork_exec,
+    "subprocess.run": subprocess_run,
+    "gwsandbox": gwsandbox_command,
+    "bwrap": _prefixed(*BWRAP),
+    "systemd-run --scope": _systemd_run("--scope"),
+    "systemd-run --wait": _systemd_run("--wait", "--pipe"),
+    "BenchExec": benchexec,
+}

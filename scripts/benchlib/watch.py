@@ -1,0 +1,154 @@
+"""What can only be seen from outside: when a task's process dies, and what supervision burns meanwhile."""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchlib import proc
+from benchlib.contest import Absent, Side
+from benchlib.loads import TOLD
+
+
+@dataclass(slots=True)
+class Life:
+    """One task's process as seen from outside; instants of the monotonic clock."""
+
+    pid: int
+    began: float
+    ended: float = 0.0
+
+
+class Fifo:
+    """Where tasks say who runs and since when."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = f"{folder}/told"
+        os.mkfifo(self.path, 0o600)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)  # also a writer: never at its end
+
+    def read(self) -> list[Life]:
+        with contextlib.suppress(BlockingIOError):
+            return [Life(pid, began) for pid, began in TOLD.iter_unpack(os.read(self.fd, TOLD.size * 64))]
+        return []
+
+
+@contextlib.contextmanager
+def fifo() -> Iterator[Fifo]:
+    with tempfile.TemporaryDirectory(prefix="gwsandbox-bench-") as folder:
+        opened = Fifo(folder)
+        try:
+            yield opened
+        finally:
+            os.close(opened.fd)
+
+
+def lives(side: Side, told: Fifo, **order: object) -> list[Life]:
+    """Order a round of tasks that tell, and see each begin and end.
+
+    Raises:
+        Absent: The side cannot do it.
+    """
+    done = side.begin(**order)
+    poll = select.poll()
+    for fd in (done, told.fd):
+        poll.register(fd, select.POLLIN)
+    alive: dict[int, Life] = {}
+    seen: list[Life] = []
+    while True:
+        ready = [fd for fd, _ in poll.poll()]
+        now = time.monotonic()
+        for fd in ready:
+            if fd in alive:
+                poll.unregister(fd)
+                os.close(fd)
+                alive.pop(fd).ended = now
+        for life in told.read() if told.fd in ready else []:
+            seen.append(life)
+            with contextlib.suppress(ProcessLookupError):  # dead already: ``ended`` stays 0
+                fd = os.pidfd_open(life.pid)
+                alive[fd] = life
+                poll.register(fd, select.POLLIN)
+        if done in ready:
+            side.answer()
+            for fd in alive:
+                os.close(fd)
+            return [life for life in seen if life.ended]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What supervision burnt while its tasks slept.
+
+    Args:
+        share: CPU time per wall-clock time.
+        processes: How many there were beside the tasks' own.
+        system_calls: In ten seconds; ``None`` where strace could not count them.
+        why_not_counted: Then, why.
+    """
+
+    share: float
+    processes: int
+    system_calls: int | None
+    why_not_counted: str = ""
+
+
+_SETTLE = 0.5  # seconds from the last task's start until supervision is taken to rest
+_COUNTED = 10.0  # seconds that strace counts
+
+
+def rest(side: Side, told: Fifo, *, tasks: int, seconds: float, count_calls: bool) -> Rest:
+    """Two tasks that sleep, and what everything else below the side does from their first half second on."""
+    pause = seconds + (_COUNTED + 2 if count_calls else 0)
+    side.begin(load="sleep_after_telling", arguments=[told.path, pause + _SETTLE], count=tasks)
+    sleepers: list[int] = []
+    while len(sleepers) < tasks:
+        if not select.select([told.fd], [], [], 60)[0]:
+            raise Absent("its tasks do not start")
+        sleepers += [life.pid for life in told.read()]
+    time.sleep(_SETTLE)  # nothing tells that a process will do no more
+    watchers = sorted(set(proc.tree(side.pid)) - set(sleepers))
+    start, before = time.monotonic(), sum(map(proc.cpu_seconds, watchers))
+    time.sleep(seconds - 2 * _SETTLE)
+    burnt = sum(map(proc.cpu_seconds, watchers)) - before
+    share = burnt / (time.monotonic() - start)
+    calls, why = _count_calls(watchers) if count_calls else (None, "not asked for")
+    side.answer()
+    return Rest(share, len(watchers), calls, why)
+
+
+def _count_calls(pids: list[int]) -> tuple[int | None, str]:
+    """System calls of some processes, and of what they fork, in ten seconds."""
+    if shutil.which("strace") is None:
+        return None, "strace is not installed"
+    with tempfile.TemporaryDirectory(prefix="gwsandbox-bench-") as folder:
+        output = Path(folder) / "calls"
+        attach = [word for pid in pids for word in ("-p", str(pid))]
+        tracer = subprocess.Popen(
+            ["strace", "-c", "-f", "-o", str(output), *attach],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        time.sleep(_COUNTED)
+        tracer.send_signal(signal.SIGINT)
+        _, errors = tracer.communicate(timeout=60)
+        text = output.read_text() if output.exists() else ""
+        if not text and b"attach" in errors and b"attached" not in errors:
+            return None, errors.decode(errors="replace").strip().splitlines()[-1]
+    return _sum_of_calls(text), ""
+
+
+def _sum_of_calls(summary: str) -> int:
+    """The count in the "total" line of ``strace -c``; a run without calls has no lines at all."""
+    for line in summary.splitlines():
+        words = line.split()
+        if words and words[-1] == "total":
+            return int(words[3])
+    return 0
