@@ -118,10 +118,12 @@ class Supervisor:
             _read_nothing()
         self._nursery.open([self._link.fileno()])
         self._loop.watch(os.pidfd_open(self._config.caller), select.EPOLLIN, self._close_down)
-        while not self._done():
+        while True:
             self._fill_slots()
             self._update_link()
             self._order_births()
+            if self._done():  # asked after the last report was sent: nothing would wake us any more
+                break
             self._loop.turn(self._seconds_to_wait())
             self._look_at_clocks()
         self._nursery.close()

@@ -77,7 +77,7 @@ class SpoolFolder:
         deadline = time.monotonic() + seconds * SLOW
         with contextlib.closing(inotify_simple.INotify()) as inotify:
             for name in FOLDERS:
-                inotify.add_watch(self.root / name, inotify_simple.flags.MOVE | inotify_simple.flags.DELETE)
+                inotify.add_watch(self.root / name, inotify_simple.masks.MOVE | inotify_simple.flags.DELETE)
             while not condition():
                 left = deadline - time.monotonic()
                 assert left > 0, f"it did not come about: {self.tree()}"

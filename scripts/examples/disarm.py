@@ -57,11 +57,11 @@ class DisarmError(ValueError):
     """The document could not be disarmed, and nothing was written."""
 
 
-class UnsupportedDocument(DisarmError):  # noqa: N818  reads as what it is about: the document
+class UnsupportedDocument(DisarmError):
     """The content is of no kind that is known here, or it is locked."""
 
 
-class BrokenDocument(DisarmError):  # noqa: N818
+class BrokenDocument(DisarmError):
     """The content is not what its kind asks for."""
 
 

@@ -146,9 +146,7 @@ def _tiff(entries: list[tuple[int, int, int, int]], data: bytes) -> bytes:
     """A little-endian TIFF of one page; `data` starts right behind the header."""
     directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     start = 8 + len(data)
-    return (
-        struct.pack("<4sI", b"II*\x00", start) + data + struct.pack("<H", len(entries)) + directory + bytes(4)
-    )
+    return struct.pack("<4sI", b"II*\x00", start) + data + struct.pack("<H", len(entries)) + directory + bytes(4)
 
 
 def _sample(name: str) -> bytes:
@@ -217,8 +215,7 @@ def _png_bomb() -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", _zlibbed(b"", zeros)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wire import Channel, Gone, Kind
+from vmlib.wire import Channel, Gone, Kind
 
 PORT = "/dev/virtio-ports/gwsandbox.agent"
 TREE = Path("/gwsandbox")

