@@ -21,7 +21,7 @@ _SCRIPTS = Path(__file__).resolve().parents[1]
 _PATIENCE = 1800.0  # seconds; under emulation some peers take half a second per task
 
 
-class Absent(Exception):  # noqa: N818 - no error: a finding that goes into the table
+class Absent(Exception):
     """A side cannot be measured; the text says why."""
 
 

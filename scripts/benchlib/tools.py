@@ -19,7 +19,7 @@ _GIB = 1024**3
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-class CannotRun(Exception):  # noqa: N818 - not an error of ours: a finding
+class CannotRun(Exception):
     """A tool is there and does not work on this host; the text says why."""
 
 

@@ -1,6 +1,6 @@
 """Pattern (b): take each result as it comes, with a progress bar.
 
-    python scripts/examples/as_completed.py INPUT_FOLDER OUTPUT_FOLDER
+python scripts/examples/as_completed.py INPUT_FOLDER OUTPUT_FOLDER
 """
 
 from __future__ import annotations

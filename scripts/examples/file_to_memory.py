@@ -1,6 +1,6 @@
 """Pattern (c): results come back as bytes, and memory decides how many run at a time.
 
-    python scripts/examples/file_to_memory.py INPUT_FOLDER
+python scripts/examples/file_to_memory.py INPUT_FOLDER
 """
 
 from __future__ import annotations

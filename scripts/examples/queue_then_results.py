@@ -1,6 +1,6 @@
 """Pattern (a): queue everything, leave the block, read ``task_results``.
 
-    python scripts/examples/queue_then_results.py INPUT_FOLDER OUTPUT_FOLDER
+python scripts/examples/queue_then_results.py INPUT_FOLDER OUTPUT_FOLDER
 """
 
 from __future__ import annotations
