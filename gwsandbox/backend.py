@@ -105,6 +105,9 @@ class Backend(Protocol):
             settle: Comes back when every child that the zygote has forked was ``started``.
         """
 
+    def descriptors(self) -> list[int]:
+        """Those that it holds in this process, cells not counted: no guest is to have them."""
+
     def open(self, limits: Limits) -> Cell:
         """Make a cell that holds ``limits``, before there is a process to put into it."""
 

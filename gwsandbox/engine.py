@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import traceback
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -32,7 +33,7 @@ from gwsandbox.errors import (
 from gwsandbox.judge import Delivery
 from gwsandbox.keeper import keep
 from gwsandbox.limits import Limits
-from gwsandbox.protocol import Link, Order, Report
+from gwsandbox.protocol import LOST, Link, Order, Report
 from gwsandbox.result import Outcome, TaskResult
 from gwsandbox.rlimit import RlimitBackend
 from gwsandbox.supervisor import Config, Supervisor
@@ -53,6 +54,9 @@ _EXCEPTIONS: dict[Outcome, type[Exception]] = {
 }
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"cgroup": CgroupBackend, "rlimit": RlimitBackend}
+
+# Those of this process that have a supervisor.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 # Run by a clean interpreter in "forkserver" mode.
 _FORKSERVER = "import sys; from gwsandbox.engine import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
@@ -103,21 +107,20 @@ class Engine:
         self._arrived: deque[TaskResult] = deque()
         self._lost = False
         self.cancelled = False
-        own, others = socket.socketpair()
-        reader, writer = os.pipe()
-        try:
+        with _standard_descriptors_open(), contextlib.ExitStack() as started, contextlib.ExitStack() as undo:
+            own, others = socket.socketpair()
+            undo.callback(own.close)
+            started.callback(others.close)
+            reader, writer = os.pipe()
+            undo.callback(os.close, writer)
+            started.callback(os.close, reader)
             if settings.start_method == "fork":
                 self._keeper = self._fork(others, reader, {own.fileno(), writer})
             else:
                 self._keeper = self._spawn(others, reader)
-        except BaseException:
-            own.close()
-            os.close(writer)
-            raise
-        finally:
-            others.close()
-            os.close(reader)
+            undo.pop_all()
         self._link = Link(own)
+        _engines.add(self)
         self._open_gate(writer)
 
     # --- starting -----------------------------------------------------------------------------------
@@ -131,7 +134,7 @@ class Engine:
                 gate.close()  # the keeper reads nothing, and exits
                 self.close()
                 raise
-            start = (handover, sys.path, self._backend.name, self._config())
+            start = (handover, sys.path, os.environ.get("PYTHONPATH"), self._backend.name, self._config())
             with contextlib.suppress(BrokenPipeError):  # it was killed already: the link says so
                 gate.write(pickle.dumps(start, protocol=5))
 
@@ -143,7 +146,11 @@ class Engine:
             trusted=self._settings.trusted,
         )
 
-    def _fork(self, others: socket.socket, gate: int, not_its_own: set[int]) -> int:
+    def _descriptors(self) -> list[int]:
+        """Those that it holds in the caller's process."""
+        return [self._link.fileno(), *self._backend.descriptors()]
+
+    def _fork(self, others: socket.socket, gate: int, own: set[int]) -> int:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 stream.flush()  # or every guest would write again what is buffered here
@@ -152,7 +159,9 @@ class Engine:
         try:
             pid = os.fork()
             if pid == 0:
-                become_keeper(others, gate, not_its_own, self._backend, self._brought)
+                for engine in _engines:  # other managers' in this process
+                    own.update(engine._descriptors())
+                become_keeper(others, gate, own, self._backend, self._brought)
             return pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -250,8 +259,8 @@ class Engine:
             task = self._unfinished.pop(report.number, None)
             if task is not None:
                 self._arrived.append(self._result(task, report, descriptor))
-            elif descriptor is not None:
-                os.close(descriptor)
+            else:
+                _close(descriptor)
 
     def _report_lost(self) -> None:
         error = SandboxError(
@@ -310,8 +319,11 @@ class Engine:
             while not self._lost:
                 self._receive()
         finally:
+            _engines.discard(self)
             self._link.close()
-            with contextlib.suppress(ChildProcessError):  # the caller's own code may have reaped it
+            # The caller's own code may have reaped it.
+            with contextlib.suppress(ChildProcessError, ProcessLookupError):
+                os.kill(self._keeper, signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
                 os.waitpid(self._keeper, 0)
             self._backend.destroy()
 
@@ -329,8 +341,7 @@ def _open_payload(
         return report, CommandOutput(*report.payload), report.error
     nothing = CommandOutput(b"", b"") if isinstance(task, Command) else None
     if report.error is not None or not _is_wanted(report, descriptor, trusted=trusted):
-        if descriptor is not None:
-            os.close(descriptor)
+        _close(descriptor)
         return report, nothing, report.error
     try:
         content = _read(report.payload, descriptor)
@@ -340,10 +351,19 @@ def _open_payload(
         return report, nothing, error
     if report.delivery is Delivery.VALUE:
         return report, content, None
+    if not _is_exception(content):
+        return report, nothing, TransferError("the record that it left holds no exception, as those of ours do")
     exception, text = content
     if not _overrules(report):
         report = report._replace(detail=_told(report, exception))
     return report, nothing, transport.attach_traceback(exception, text)
+
+
+def _is_exception(content: Any) -> bool:
+    """Whether a record that a guest may have forged is at least of the right shape."""
+    if not isinstance(content, tuple) or len(content) != 2:
+        return False
+    return isinstance(content[0], BaseException) and isinstance(content[1], str)
 
 
 def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool:
@@ -356,10 +376,19 @@ def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool
 
 
 def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None) -> Any:
+    if descriptor == LOST:
+        raise TransferError(
+            "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
+        )
     if descriptor is not None:
         return transport.read_descriptor(descriptor)
     assert isinstance(payload, bytes)
     return transport.read_inline(payload)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None and descriptor != LOST:
+        os.close(descriptor)
 
 
 def _told(report: Report, exception: BaseException) -> str:
@@ -387,7 +416,9 @@ def become_keeper(
         for fd in not_its_own:
             os.close(fd)
         with open(gate, "rb") as pipe:
-            handover, sys.path[:], name, config = pickle.load(pipe)
+            handover, sys.path[:], python_path, name, config = pickle.load(pipe)
+        if backend is None:
+            _restore_environment(python_path)
         if not config.pass_through:
             os.setsid()  # the terminal's signals are the caller's business
         backend = backend or BACKENDS[name]()
@@ -401,6 +432,29 @@ def become_keeper(
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def _restore_environment(python_path: str | None) -> None:
+    """A clean interpreter was started with a PYTHONPATH that is not the caller's; programs shall not see it."""
+    if python_path is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = python_path
+
+
+@contextlib.contextmanager
+def _standard_descriptors_open() -> Iterator[None]:
+    """Let 0, 1 and 2 be open for a while: where the caller has closed them, ours would be taken for them."""
+    plugs = []
+    try:
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+            plugs.append(fd)
+            os.set_inheritable(fd, True)
+        os.close(fd)
+        yield
+    finally:
+        for fd in plugs:
+            os.close(fd)
 
 
 def _supervise(

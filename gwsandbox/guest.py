@@ -44,12 +44,14 @@ class Manner(NamedTuple):
         keep_descriptors: Python calls keep the caller's descriptors.
         be_subreaper: Whether a guest's orphans are to stay below it.
         collect_garbage: Whether the caller had the garbage collector on.
+        open_files: The caller's RLIMIT_NOFILE.
     """
 
     keep_terminal: bool
     keep_descriptors: bool
     be_subreaper: bool
     collect_garbage: bool
+    open_files: tuple[int, int]
 
 
 class Common(NamedTuple):

@@ -37,6 +37,7 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
             if backend.needs_subreaper:
                 kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
             supervise()
+            os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the keeper too; now none is left
             code = 0
         else:
             os.close(link)

@@ -64,7 +64,8 @@ class Nursery:
     def open(self, not_callers: list[int]) -> None:
         """Fork a zygote, which closes ``not_callers``."""
         here = [fd for attempt in (*self.births, *self.spares) for fd in attempt.descriptors()]
-        self._zygote = Zygote(self._brought, [self._loop.fileno(), *not_callers, *here], self._manner)
+        ours = [self._loop.fileno(), *self._backend.descriptors(), *not_callers, *here]
+        self._zygote = Zygote(self._brought, ours, self._manner)
         self._backend.adopt(self._zygote.pid, self.settle)
         self._loop.watch(self._zygote.fileno(), select.EPOLLIN, self._answered)
 

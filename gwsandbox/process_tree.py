@@ -40,9 +40,10 @@ def children(pid: int) -> list[int]:
 
 def tree(pid: int) -> Iterator[int]:
     """A process and all its descendants, parents before children."""
-    yield pid
-    for child in children(pid):
-        yield from tree(child)
+    found = [pid]
+    for parent in found:  # grows while it is walked; not by recursion, as guests may be deeper than that goes
+        yield parent
+        found += children(parent)
 
 
 def resident(pid: int) -> int:

@@ -23,6 +23,7 @@ from gwsandbox.task import Command
 _HEAD = struct.Struct("=QB")  # length of the pickle, number of descriptors (0 or 1)
 _CHUNK = 1 << 18
 _FRAMES_TOGETHER = 1 << 16
+LOST = -1  # in the place of a descriptor that could not be received
 
 
 class Order(NamedTuple):
@@ -146,15 +147,19 @@ class Link:
     def receive(self) -> list[tuple[Any, int | None]]:
         """The whole messages that have come, each with its descriptor; waits for some where the end blocks.
 
+        The descriptor is ``LOST`` where this process has as many open as it may.
+
         Raises:
             EOFError: The other end is closed and everything that it sent was received.
         """
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, 8, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors, flags, _ = socket.recv_fds(self._socket, _CHUNK, 8, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return []
         except ConnectionResetError:
-            data, descriptors = b"", []
+            data, descriptors, flags = b"", [], 0
+        if flags & socket.MSG_CTRUNC and not descriptors:
+            descriptors = [LOST]
         self._descriptors.extend(descriptors)
         if not data:
             raise EOFError
@@ -188,5 +193,6 @@ class Link:
         """Close this end and every descriptor that was not delivered."""
         self.drop()
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            if (fd := self._descriptors.popleft()) != LOST:
+                os.close(fd)
         self._socket.close()

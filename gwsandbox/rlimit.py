@@ -56,6 +56,9 @@ class Family:
         self.settle: Callable[[], None] = lambda: None
         self._children = -1
 
+    def descriptors(self) -> list[int]:
+        return [self._children] if self._children >= 0 else []
+
     def orphans(self) -> list[int]:
         """Children of ours that no attempt started: what dead guests left. They may only die."""
         if self._children < 0:
@@ -104,6 +107,9 @@ class RlimitBackend:
     def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
         self._family.main.add(zygote)
         self._family.settle = settle
+
+    def descriptors(self) -> list[int]:
+        return self._family.descriptors()
 
     def open(self, limits: Limits) -> RlimitCell:
         return RlimitCell(limits, self._enforce(limits), self._family)

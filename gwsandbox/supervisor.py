@@ -33,9 +33,11 @@ counters, the wait status last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import os
+import resource
 import select
 import sys
 import time
@@ -50,7 +52,7 @@ from gwsandbox.judge import Reason
 from gwsandbox.loop import Loop
 from gwsandbox.nursery import Nursery
 from gwsandbox.output import OutputPipe
-from gwsandbox.protocol import Link, Order, Report
+from gwsandbox.protocol import LOST, Link, Order, Report
 from gwsandbox.result import Outcome
 from gwsandbox.task import Command, Task
 
@@ -98,12 +100,16 @@ class Supervisor:
             keep_descriptors=config.trusted,
             be_subreaper=backend.needs_subreaper,
             collect_garbage=gc.isenabled(),
+            open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
         )
+        # Each guest takes up to ten descriptors here: the usual soft limit of 1024 is a hundred workers.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (manner.open_files[1],) * 2)
         self._link = link
         self._link_mask = 0
         self._backend = backend
         self._config = config
         self._loop = Loop()
+        self._callers_end = -1
         self._nursery = Nursery(backend, brought, manner, self._loop, self._fail)
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
@@ -116,12 +122,15 @@ class Supervisor:
         gc.freeze()
         if not self._config.pass_through:
             _read_nothing()
-        self._nursery.open([self._link.fileno()])
-        self._loop.watch(os.pidfd_open(self._config.caller), select.EPOLLIN, self._close_down)
+        self._callers_end = os.pidfd_open(self._config.caller)
+        self._loop.watch(self._callers_end, select.EPOLLIN, self._close_down)
+        self._nursery.open([self._link.fileno(), self._callers_end])
         while True:
             self._fill_slots()
             self._update_link()
             self._order_births()
+            if self._link.waiting_bytes:  # an order came to nothing: nothing else would wake us for its report
+                self._update_link()
             if self._done():  # asked after the last report was sent: nothing would wake us any more
                 break
             self._loop.turn(self._seconds_to_wait())
@@ -146,10 +155,17 @@ class Supervisor:
             if attempt.deadline is not None and now >= attempt.deadline:
                 attempt.end(Reason.DEADLINE)
             if attempt.next_check is not None and now >= attempt.next_check:
-                check = attempt.cell.check()
-                attempt.next_check = None if check.after is None else now + check.after
-                if check.reason is not None:
-                    attempt.end(check.reason)
+                self._check(attempt, now)
+
+    def _check(self, attempt: Attempt, now: float) -> None:
+        try:
+            check = attempt.cell.check()
+        except Exception as error:  # noqa: BLE001 - a limit that cannot be held any more; the run goes on
+            self._give_up(attempt, error)
+            return
+        attempt.next_check = None if check.after is None else now + check.after
+        if check.reason is not None:
+            attempt.end(check.reason)
 
     # --- the caller ---------------------------------------------------------------------------------
 
@@ -157,9 +173,12 @@ class Supervisor:
         try:
             self._link.flush()
             for orders, descriptor in self._link.receive():
-                if descriptor is not None:
-                    orders = [orders[0]._replace(descriptor=descriptor)]  # noqa: PLW2901
-                self._orders.extend(orders)
+                if descriptor == LOST:
+                    self._fail(orders[0], SandboxError("receive task", errno=errno.EMFILE, remedy="raise ulimit -n"))
+                elif descriptor is not None:
+                    self._orders.append(orders[0]._replace(descriptor=descriptor))
+                else:
+                    self._orders.extend(orders)
         except (EOFError, OSError):
             self._close_down()
 
@@ -211,7 +230,7 @@ class Supervisor:
         """
         if not self._nursery.has_zygote and self._orders and not self._nursery.lost_for_good:
             running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
-            self._nursery.open([self._link.fileno(), *running])
+            self._nursery.open([self._link.fileno(), self._callers_end, *running])
         if self._nursery.lost_for_good:
             while self._orders:
                 error = SandboxError("fork guest: the zygote process was killed again and again")
@@ -235,7 +254,8 @@ class Supervisor:
         wall, first = attempt.asked.get("wall_seconds"), attempt.cell.first_check
         attempt.deadline = None if wall is None else attempt.started + wall
         attempt.next_check = None if first is None else attempt.started + first
-        os.eventfd_write(attempt.go, 1)
+        if not self._closing:  # else it is about to be killed, and shall have done nothing
+            os.eventfd_write(attempt.go, 1)
         os.close(attempt.go)
         attempt.go = -1
         self._attempts[attempt.order.number] = attempt

@@ -19,6 +19,7 @@ import mmap
 import os
 import pickle
 import struct
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ _MAGIC = b"gws1"
 _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
 _ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
+_MAPPED = 1 << 26  # bytes from which on a record is mapped and not copied, before Python 3.13
 INLINE = 1 << 16  # bytes up to which a record travels in the report itself
 
 _NONE_BODY = pickle.dumps(None)
@@ -105,7 +107,7 @@ def write_value(fd: int, value: object) -> Delivery:
     Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
     """
     if value is None:
-        os.pwrite(fd, _NONE, 0)
+        _write_head(fd, _NONE)
         return Delivery.VALUE
     if type(value) is bytes:
         _write_record(fd, Delivery.VALUE.value | _BYTES_VALUE, value, [])
@@ -171,7 +173,13 @@ def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -
     for buffer in buffers:
         _write_all(fd, _LENGTH.pack(buffer.nbytes), position)
         position = _write_all(fd, buffer, _aligned(position + _LENGTH.size))
-    os.pwrite(fd, _HEAD.pack(_MAGIC, kind, len(body), len(buffers), position), 0)
+    _write_head(fd, _HEAD.pack(_MAGIC, kind, len(body), len(buffers), position))
+
+
+def _write_head(fd: int, head: bytes) -> None:
+    # The magic last: past a file-size limit within the head, it is written in pieces.
+    _write_all(fd, head[len(_MAGIC) :], len(_MAGIC))
+    _write_all(fd, _MAGIC, 0)
 
 
 def _write_all(fd: int, data: Buffer, position: int) -> int:
@@ -279,7 +287,8 @@ def _claim(fd: int, record: bytes) -> tuple[Delivery, int]:
         return Delivery.NOTHING, 0
     magic, kind, _, _, length = _HEAD.unpack_from(record)
     status = os.fstat(fd)
-    if magic != _MAGIC or length > status.st_size or length > max(status.st_blocks * 512, INLINE):
+    backed = min(status.st_size, max(status.st_blocks * 512, INLINE))
+    if magic != _MAGIC or not _HEAD.size <= length <= backed:
         return Delivery.NOTHING, 0
     try:
         return Delivery(kind & ~_BYTES_VALUE), length
@@ -314,9 +323,31 @@ def read_descriptor(fd: int) -> Any:
         head = os.pread(fd, _HEAD.size, 0)
         if head[4] & _BYTES_VALUE:
             file.seek(_HEAD.size)
-            return file.readall()  # into one object of the right size: nothing is held twice
-        # Private: what the caller writes into an array stays its own, and its pages are copied only then.
-        return _load(memoryview(mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)))
+            return _fitting(file.readall)  # into one object of the right size: nothing is held twice
+        return _load(memoryview(_fitting(lambda: _map(fd))))
+
+
+def _fitting(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (MemoryError, OSError) as error:
+        raise TransferError(
+            f"result cannot be received: {describe(error)}; let the task write it to a file, or drop results earlier"
+        ) from error
+
+
+def _map(fd: int) -> mmap.mmap:
+    """The memory of a record. What the caller writes into an array there stays its own."""
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=access, trackfd=False)
+    size = os.fstat(fd).st_size
+    if size >= _MAPPED:
+        return mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=access)
+    # A mapping holds a descriptor, of which a caller that keeps a thousand arrays has too few.
+    copy = mmap.mmap(-1, size)
+    os.preadv(fd, [copy], 0)
+    return copy
 
 
 def _load(record: memoryview) -> Any:

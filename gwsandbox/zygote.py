@@ -117,6 +117,7 @@ def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         common = guest.look_around(control.fileno(), manner)
         guest.forget_the_caller()
+        resource.setrlimit(resource.RLIMIT_NOFILE, manner.open_files)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
         gc.disable()
         gc.freeze()  # or a guest's first collection would write to every page that it shares with us
@@ -131,10 +132,17 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common
     clone3_works = True
     space = socket.CMSG_SPACE(4 * len(_ROLES))
     while True:
-        message, ancillary, _, _ = control.recvmsg(_MESSAGE.size + LARGEST_WORK, space, socket.MSG_CMSG_CLOEXEC)
+        message, ancillary, flags, _ = control.recvmsg(
+            _MESSAGE.size + LARGEST_WORK, space, socket.MSG_CMSG_CLOEXEC
+        )
         if not message:
             return
-        descriptors = array.array("i", ancillary[0][2])
+        descriptors = array.array("i", ancillary[0][2] if ancillary else b"")
+        if flags & socket.MSG_CTRUNC:  # not all of them fit below RLIMIT_NOFILE
+            for fd in descriptors:
+                os.close(fd)
+            control.send(_ANSWER.pack(-errno.EMFILE))
+            continue
         number, data_limit, is_command, mask = _MESSAGE.unpack_from(message)
         cgroup = descriptors[2] if mask & 4 else None
         born_inside = clone3_works

@@ -55,12 +55,19 @@ def _pair(_source: str, output: str) -> None:
     os.link(f"{output}.other", output)
 
 
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return "the one that listed them"
+
+
 def _environment(_source: str, output: str) -> None:
     with open(f"{os.path.dirname(output)}/../../../seen", "w", encoding="utf-8") as file:
-        descriptors = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]}
+        descriptors = [_target(fd) for fd in os.listdir("/proc/self/fd")]
         names = sorted(name for name in os.environ if name.startswith(("NOTIFY", "WATCHDOG")))
         wakeup = signal.set_wakeup_fd(-1)
-        print([os.getcwd(), os.environ.get("TMPDIR"), names, wakeup, *descriptors.values()], file=file)
+        print([os.getcwd(), os.environ.get("TMPDIR"), names, wakeup, *descriptors], file=file)
 
 
 _DEEDS: dict[str, Callable[[str, str], object]] = {

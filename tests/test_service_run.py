@@ -367,7 +367,7 @@ def test_bad_reload_is_refused_as_a_whole(spool: SpoolFolder) -> None:
         service.wait_for("RELOADING=1")
         service.wait_for("READY=1")
         assert f"<3>{spool.config}:6: attempts: must be a whole number" in service.told()
-        assert f"<3>{spool.config}:13: limits.memry is not known; is it memory?" in service.told()
+        assert f"<3>{spool.config}:14: limits.memry is not known; is it memory?" in service.told()
         assert "stays as it was" in service.told()
         spool.put("crash", "crash")
         spool.wait_until(spool.is_quiet)

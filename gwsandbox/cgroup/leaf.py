@@ -88,6 +88,9 @@ class CgroupBackend:
     def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
         """Nothing to do: it stays where the supervisor is."""
 
+    def descriptors(self) -> list[int]:
+        return [self._folder] if self._folder >= 0 else []
+
     def open(self, limits: Limits) -> Leaf:
         """A fresh leaf with ``limits`` written.
 
@@ -128,7 +131,7 @@ class CgroupBackend:
         if self._path:
             run_group.destroy(self._path)
             os.close(self._folder)
-            self._path = ""
+            self._path, self._folder = "", -1
 
 
 class Leaf:

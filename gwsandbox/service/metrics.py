@@ -26,8 +26,8 @@ class Figures:
     def reload(self, *, is_good: bool) -> None:
         """The configuration was read anew, or refused."""
 
-    def write_textfile(self) -> None:
-        """Write the text file, where there is one and it is time."""
+    def write_textfile(self, *, is_last: bool = False) -> None:
+        """Write the text file, where there is one, and it is time or the last time."""
 
     def seconds_to_wait(self) -> float | None:
         """Until it is time; ``None``: never."""
@@ -79,9 +79,9 @@ class PrometheusFigures(Figures):
     def reload(self, *, is_good: bool) -> None:
         self._reloads.labels("good" if is_good else "refused").inc()
 
-    def write_textfile(self) -> None:
+    def write_textfile(self, *, is_last: bool = False) -> None:
         path = self._config.textfile
-        if path is None or time.monotonic() < self._next_write:
+        if path is None or (time.monotonic() < self._next_write and not is_last):
             return
         from prometheus_client import write_to_textfile  # noqa: PLC0415 - in an extra
 

@@ -130,7 +130,7 @@ class Service:
         while not self._is_over():
             self._turn()
         self._clerk.give_back_waiting()
-        self._figures.write_textfile()
+        self._figures.write_textfile(is_last=True)
         self._journal.write("stopped; nothing is in work", NOTICE)
 
     def _turn(self) -> None:
