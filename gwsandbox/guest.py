@@ -107,7 +107,9 @@ def look_around(control: int, manner: Manner) -> Common:
         control: The zygote's end of its socket.
         manner: How guests are to live.
     """
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals() - _UNSTOPPABLE}
+    # One that keeps its terminal keeps what nohup and a shell's background jobs ignore.
+    numbers = _INTERPRETERS.keys() if manner.keep_terminal else signal.valid_signals() - _UNSTOPPABLE
+    handlers = {number: signal.getsignal(number) for number in numbers}
     return Common(
         supervisor=os.getppid(),
         control=control,
@@ -117,7 +119,7 @@ def look_around(control: int, manner: Manner) -> Common:
     )
 
 
-def forget_the_caller() -> None:
+def forget_the_caller(*, keep_ignored: bool) -> None:
     """In the zygote, once: what a fork does not do.
 
     Signal handlers become the interpreter's own, and multiprocessing forgets the caller's children and queues
@@ -127,7 +129,8 @@ def forget_the_caller() -> None:
     signal.set_wakeup_fd(-1)  # the caller's event loop must not be told of a guest's signals
     for number in signal.valid_signals() - _UNSTOPPABLE:
         wanted = _INTERPRETERS.get(number, signal.SIG_DFL)
-        if signal.getsignal(number) not in {wanted, None}:
+        handler = signal.getsignal(number)
+        if handler not in {wanted, None} and not (keep_ignored and handler is signal.SIG_IGN):
             signal.signal(number, wanted)
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")

@@ -40,8 +40,8 @@ class Manager:
             return False
         name = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            # Who does not read for a second is not waited for: the watchdog would take us for frozen.
-            sender.settimeout(1)
+            # Who does not read is not waited for: the watchdog would take us for frozen.
+            sender.settimeout(0.1)
             sender.sendto("\n".join(assignments).encode(errors="replace"), name)
             return True
         return False

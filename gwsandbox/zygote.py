@@ -116,7 +116,7 @@ def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         common = guest.look_around(control.fileno(), manner)
-        guest.forget_the_caller()
+        guest.forget_the_caller(keep_ignored=manner.keep_terminal)
         resource.setrlimit(resource.RLIMIT_NOFILE, manner.open_files)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
         gc.disable()

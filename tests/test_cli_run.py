@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import CLI, Terminal, cli, environment, running
+from cli_support import CLI, HANG_AFTER, Terminal, cli, environment, running
 from features import missing
 from support import BackendName, Watched, is_running
 
@@ -262,6 +262,17 @@ def test_the_cli_leaves_ctrl_c_to_the_program(backend: BackendName, number: sign
         command.process.stdin.write("5\n")
         command.process.stdin.flush()
         assert command.end() == (5, "", "")
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT"])
+def test_what_the_caller_ignores_stays_ignored(backend: BackendName, name: str) -> None:
+    """As nohup, and a script's background jobs, rely on."""
+    line = " ".join([*CLI, "run", "--backend", backend, "--"])
+    script = f"trap '' {name}; exec {line} sh -c 'kill -{name} $$; kill -{name} $PPID; echo survived'"
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, env=environment(), timeout=HANG_AFTER, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "survived\n", "")
 
 
 def test_the_program_can_be_interrupted(backend: BackendName) -> None:
