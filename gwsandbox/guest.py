@@ -317,7 +317,18 @@ def _execute(setup: Setup, command: Command) -> int:
         os.execvpe(command.argv[0], command.argv, env)
     except OSError as error:
         # Named as it was given: execvpe names the last folder of PATH that it looked into.
-        named = OSError(error.errno, error.strerror, culprit)
+        named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))
         transport.write_exception(setup.result, named, Delivery.NOT_EXECUTED)
         missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
         return NOT_FOUND if missing else NOT_EXECUTABLE
+
+
+def _interpreter(program: str | None) -> str | None:
+    """What a script asks for in its first line: where that is missing, the script is "not found" though it is there."""
+    try:
+        with open(program or "", "rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return None
+    words = line[2:].split()
+    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None

@@ -18,17 +18,18 @@ os.environ["GWSANDBOX_TEST_ID"] = uuid.uuid4().hex
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import features
-from support import MARK, SLOW, BackendName, alarm
+from support import EMULATED, MARK, PACE, SLOW, BackendName, alarm
 
 from gwsandbox import process_tree
 from gwsandbox.cgroup import root
 from gwsandbox.errors import CgroupError
 
-HANG_AFTER = 60  # seconds, times SLOW
+HANG_AFTER = 120 * PACE  # seconds
 
 
 def pytest_report_header() -> list[str]:
-    return [f"gwsandbox: {SLOW:.1f} times slower than a quiet machine; {features.summary()}"]
+    machine = "emulated machine" if EMULATED else "machine"
+    return [f"gwsandbox: {machine}, {SLOW:.1f} times slower than a quiet one; {features.summary()}"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -49,7 +50,7 @@ def backend(request: pytest.FixtureRequest) -> BackendName:
 
 @pytest.fixture(autouse=True)
 def _does_not_hang() -> Iterator[None]:
-    with alarm(HANG_AFTER * SLOW):
+    with alarm(HANG_AFTER):
         yield
 
 

@@ -22,36 +22,41 @@ MIB = 1024**2
 MARK = "GWSANDBOX_TEST_ID"  # in the environment of whatever the tests start; tells it from what others start
 
 
-def _fork_milliseconds() -> float:
-    """What starting and reaping a bare child of this process costs at the least, which other work does not raise."""
+_QUIET_SECONDS = 0.0015  # what the work below takes on a machine of today that does nothing else
+
+
+def _work_seconds() -> list[float]:
+    """How long some work took, several times over, shortest first."""
     taken = []
     for _ in range(15):
         began = time.perf_counter()
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
+        sum(number * number for number in range(30_000))
         taken.append(time.perf_counter() - began)
-    return min(taken) * 1000
+    return sorted(taken)
 
 
-def _slowness() -> float:
-    said = os.environ.get("GWSANDBOX_TEST_SLOW")
-    return float(said) if said else min(max(_fork_milliseconds(), 1.0), 20.0)
+def _measure() -> tuple[float, float]:
+    if said := os.environ.get("GWSANDBOX_TEST_SLOW"):
+        return float(said), float(said)
+    taken = _work_seconds()
+    return taken[0] / _QUIET_SECONDS, taken[len(taken) // 2] / _QUIET_SECONDS
 
 
-SLOW = _slowness()
-"""How many times slower than a quiet machine of today this one is; 10 or so under emulation.
+_machine, _moment = _measure()
 
-Every duration that a test compares with is multiplied by it.
-"""
+EMULATED = _machine > 4
+"""Whether this machine is one that software emulates, which is ten times slower and more."""
 
-EMULATED = SLOW >= 4
+SLOW = min(max(_moment, 1.0), 40.0)
+"""How many times slower than usual things go at this moment. What must not take longer is given so much more time."""
+
+PACE = 4.0 if EMULATED else 1.0
+"""By how much to lengthen the limits of tasks that are to reach them, so that what comes before has room."""
 
 
 def times(natively: int, *, at_least: int = 1) -> int:
-    """How often to repeat something: as often as given, or fewer times where this machine is slow."""
-    return max(int(natively / SLOW), at_least) if EMULATED else natively
+    """How often to repeat something: as often as given, or fewer times where the machine is emulated."""
+    return max(int(natively / _machine), at_least) if EMULATED else natively
 
 
 # --- running tasks ---------------------------------------------------------------------------------------
@@ -109,6 +114,8 @@ class Watched:
         for fd in self._pidfds:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
+        self.living_after(10 * SLOW)
+        for fd in self._pidfds:
             os.close(fd)
 
 
@@ -119,7 +126,7 @@ class Program:
     """
 
     def __init__(self, source: str, *args: str, hang_after: float = 60, **options: Any) -> None:
-        self._hang_after = hang_after * SLOW
+        self._hang_after = hang_after * PACE
         self.process = subprocess.Popen(
             [sys.executable, "-c", source, *args],
             stdin=subprocess.PIPE,

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import SLOW, BackendName, Program, run_all, run_one, run_task, times
+from support import PACE, BackendName, Program, run_all, run_one, run_task, times
 
-from gwsandbox import Command, GuestSetupError, Limits, Outcome, ProcessManager, SandboxError, Task, run
+from gwsandbox import Command, Limits, Outcome, ProcessManager, SandboxError, Task, run
 
 PR_GET_PDEATHSIG = 2
 
@@ -564,7 +564,7 @@ def test_many_guests_one_after_the_other_leave_no_descriptor_in_the_supervisor(b
     def count() -> int:
         return len(os.listdir(f"/proc/{os.getppid()}/fd"))
 
-    with ProcessManager(2, backend=backend, limits=Limits(output=100, wall_seconds=60 * SLOW)) as manager:
+    with ProcessManager(2, backend=backend, limits=Limits(output=100, wall_seconds=60 * PACE)) as manager:
         manager.queue_tasks(Task(count) for _ in range(times(300, at_least=40)))
     counts = [result.result for result in manager.task_results]
     assert max(counts[len(counts) // 2 :]) <= max(counts[: len(counts) // 2]) + 1

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import MIB, SLOW, BackendName, Watched, parent, run_all, run_one, run_task, sleep_for_ever, times
+from support import MIB, PACE, SLOW, BackendName, Watched, parent, run_all, run_one, run_task, sleep_for_ever, times
 
 import gwsandbox
 from gwsandbox import (
@@ -63,7 +63,7 @@ def test_leaving_the_block_runs_everything(backend: BackendName) -> None:
 
 def test_task_results_are_in_order_of_completion(backend: BackendName) -> None:
     with ProcessManager(2, backend=backend) as manager:
-        manager.queue_task(Task(time.sleep, (0.3 * SLOW,)))
+        manager.queue_task(Task(time.sleep, (0.5 * PACE,)))
         manager.queue_task(Task(square, (1,)))
     assert [result.result for result in manager.task_results] == [1, None]
 

@@ -76,10 +76,20 @@ class Outputs:
         return os.path.join(self._folder, name)
 
     def stage(self, name: str) -> str:
-        """A path for a task to write its output to; it has the final file's name, in a folder of its own."""
+        """A path for a task to write its output to; it has the final file's name, in a folder of its own.
+
+        Raises:
+            Failure: It cannot be made; the disk is full, or the like.
+        """
         self._count += 1
         folder = f"{self._staging}/{self._count}"
-        os.mkdir(folder)
+        try:
+            os.mkdir(folder)
+        except OSError as error:
+            raise Failure(
+                f"the output folder {shown(self._folder)} cannot be written any more: {error.strerror}; "
+                "mend that, and the same command goes on from here"
+            ) from error
         return f"{folder}/{os.path.basename(name)}"
 
     def publish(self, staged: str, name: str) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from support import SLOW, BackendName, is_running, run_all, run_one, run_task, sleep_for_ever, times
+from support import PACE, BackendName, is_running, run_all, run_one, run_task, sleep_for_ever, times
 
 from gwsandbox import Command, Limits, Outcome, Task, TaskResult
 
@@ -62,7 +62,7 @@ def daemonise_and_sleep(path: str) -> None:
 
 def test_a_daemon_dies_with_a_task_that_timed_out(backend: BackendName, tmp_path: object) -> None:
     path = f"{tmp_path}/pid"
-    assert_timed_out(run_one(backend, daemonise_and_sleep, path, wall_seconds=0.5 * SLOW))
+    assert_timed_out(run_one(backend, daemonise_and_sleep, path, wall_seconds=0.5 * PACE))
     with open(path, encoding="ascii") as file:
         assert not is_running(int(file.read()))
 
@@ -78,7 +78,7 @@ def burn_in_background() -> None:
         while True:
             pass
     began = time.monotonic()
-    while time.monotonic() - began < 0.3 * SLOW:  # lets the other one burn, and does not burn itself
+    while time.monotonic() - began < 0.3 * PACE:  # lets the other one burn, and does not burn itself
         signal.sigtimedwait([], 0.05)
 
 
@@ -88,7 +88,7 @@ def test_what_burns_in_the_background_is_killed_and_its_cpu_time_counted(backend
     usage = result.usage
     assert usage.cpu_user_seconds is not None
     assert usage.cpu_system_seconds is not None
-    assert usage.cpu_user_seconds + usage.cpu_system_seconds > 0.05 * SLOW
+    assert usage.cpu_user_seconds + usage.cpu_system_seconds > 0.05 * PACE
 
 
 def bomb() -> str:
@@ -120,7 +120,7 @@ def bomb_for_ever() -> None:
 
 @pytest.mark.cgroup2
 def test_a_fork_bomb_that_goes_on_ends_at_its_deadline() -> None:
-    result = run_one("cgroup", bomb_for_ever, pids=30, wall_seconds=0.5 * SLOW)
+    result = run_one("cgroup", bomb_for_ever, pids=30, wall_seconds=0.5 * PACE)
     assert_timed_out(result)
     assert result.usage.pids_limit_hits
 
@@ -139,7 +139,7 @@ def ignore_everything() -> None:
 
 
 def test_a_sleeper_that_ignores_every_signal(backend: BackendName) -> None:
-    assert_timed_out(run_one(backend, ignore_everything, wall_seconds=0.3 * SLOW))
+    assert_timed_out(run_one(backend, ignore_everything, wall_seconds=0.3 * PACE))
 
 
 def stop_itself() -> None:
@@ -147,7 +147,7 @@ def stop_itself() -> None:
 
 
 def test_a_task_that_stops_itself_meets_its_deadline(backend: BackendName) -> None:
-    assert_timed_out(run_one(backend, stop_itself, wall_seconds=0.3 * SLOW))
+    assert_timed_out(run_one(backend, stop_itself, wall_seconds=0.3 * PACE))
 
 
 def signal_parent(number: int) -> str:
@@ -187,7 +187,7 @@ def frozen_group() -> None:
 
 @pytest.mark.cgroup2
 def test_a_frozen_group_without_permissions_dies_too() -> None:
-    assert_timed_out(run_one("cgroup", frozen_group, wall_seconds=0.5 * SLOW))
+    assert_timed_out(run_one("cgroup", frozen_group, wall_seconds=0.5 * PACE))
 
 
 # --- CPU time --------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def burn_in_two_processes() -> None:
 
 
 def test_cpu_time_of_all_processes_counts(backend: BackendName) -> None:
-    result = run_one(backend, burn_in_two_processes, cpu_seconds=1, wall_seconds=60 * SLOW)
+    result = run_one(backend, burn_in_two_processes, cpu_seconds=1, wall_seconds=60 * PACE)
     assert result.outcome is Outcome.CPU_TIME_EXCEEDED, result
     assert not result.timed_out
     assert result.usage.cpu_user_seconds is not None
@@ -243,7 +243,7 @@ def end_near(seconds: float) -> str:
 
 
 def test_one_coherent_verdict_at_the_very_deadline(backend: BackendName) -> None:
-    limit = 0.02 * SLOW
+    limit = 0.02 * PACE
     spread = [limit * (0.9 + 0.2 * n / 20) for n in range(20)]
     tasks = [Task(end_near, (spread[n % 20],)) for n in range(times(1000))]
     outcomes = set()
