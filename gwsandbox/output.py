@@ -6,6 +6,7 @@ import os
 import select
 
 _CHUNK = 1 << 16
+_CHUNKS_AT_A_TIME = 16
 _ALWAYS_FITS = 4096  # PIPE_BUF: what a pipe or terminal that polls as writable takes without blocking
 
 
@@ -43,12 +44,14 @@ class OutputPipe:
         os.close(self.guests_end)
         self.guests_end = -1
 
-    def read(self) -> tuple[bool, bool]:
+    def read(self, chunks: int = _CHUNKS_AT_A_TIME) -> tuple[bool, bool]:
         """Read and pass on what there is; (more may come, more was written than the budget allows).
 
-        Does not read while what came before could not be passed on, so that the guest waits as it would.
+        At most ``chunks`` of it: who writes as fast as we read would keep us from everything else. Does not
+        read while what came before could not be passed on, so that the guest waits as it would.
         """
-        while not self.pass_on():
+        while chunks and not self.pass_on():
+            chunks -= 1
             try:
                 data = os.read(self.fd, _CHUNK)
             except BlockingIOError:

@@ -335,7 +335,7 @@ class Supervisor:
         """Nobody writes any more: read to the end, and pass all of it on."""
         self._forget_output(pipe)
         while True:
-            _, exceeded = pipe.read()
+            _, exceeded = pipe.read(sys.maxsize)
             if exceeded and attempt.reason is None:
                 attempt.reason = Reason.OUTPUT
             if pipe.pass_on() and pipe.target is not None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import hypothesis
 import pytest
 
 # Set before anything starts a process, and before NumPy starts threads, beside which a fork is not safe.
@@ -18,13 +19,18 @@ os.environ["GWSANDBOX_TEST_ID"] = uuid.uuid4().hex
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import features
-from support import EMULATED, MARK, PACE, SLOW, BackendName, alarm
+from support import EMULATED, MARK, PACE, SLOW, BackendName, alarm, examples
 
 from gwsandbox import process_tree
 from gwsandbox.cgroup import root
 from gwsandbox.errors import CgroupError
 
 HANG_AFTER = 120 * PACE  # seconds
+
+
+# Nothing is timed here, and nothing is written into the tree.
+hypothesis.settings.register_profile("ours", deadline=None, database=None, max_examples=examples(100))
+hypothesis.settings.load_profile("ours")
 
 
 def pytest_report_header() -> list[str]:

@@ -59,6 +59,11 @@ def times(natively: int, *, at_least: int = 1) -> int:
     return max(int(natively / _machine), at_least) if EMULATED else natively
 
 
+def examples(natively: int) -> int:
+    """How many examples Hypothesis is to try."""
+    return times(natively, at_least=5)
+
+
 # --- running tasks ---------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Sides and their floors, measured in turns; what a series of measurements comes to."""
 
 import contextlib
-import json
+import marshal
 import os
 import select
 import signal
@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchlib.tools import Terms
+from benchlib.tools import PLAIN, Terms
 
 _SCRIPTS = Path(__file__).resolve().parents[1]
 _PATIENCE = 1800.0  # seconds; under emulation some peers take half a second per task
@@ -51,7 +51,7 @@ class SideSpec:
 
     work: str
     tool: str
-    terms: Terms = field(default_factory=Terms)
+    terms: Terms = PLAIN
     heap: tuple[str, int] | None = None
 
 
@@ -61,7 +61,6 @@ class Side:
     def __init__(self, spec: SideSpec) -> None:
         self.spec = spec
         self.pid = 0
-        self.heap = 0
 
     def __enter__(self) -> Self:
         path = os.pathsep.join([str(_SCRIPTS), str(_SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
@@ -75,9 +74,9 @@ class Side:
             start_new_session=True,
         )
         try:
-            self._write(asdict(self.spec))
-            first = self.answer()
-            self.pid, self.heap = first["pid"], first["heap"]
+            spec = self.spec
+            self._write({"work": spec.work, "tool": spec.tool, "terms": spec.terms._asdict(), "heap": spec.heap})
+            self.pid = self.answer()["pid"]
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -91,7 +90,7 @@ class Side:
 
     def _write(self, content: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(content).encode() + b"\n")
+        marshal.dump(content, self._process.stdin)
         self._process.stdin.flush()
 
     def begin(self, **order: Any) -> int:
@@ -109,10 +108,10 @@ class Side:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], _PATIENCE)[0]:
             raise Absent(f"hangs (nothing came in {_PATIENCE:g} s)")
-        line = self._process.stdout.readline()
-        if not line:
-            raise Absent(f"its process ended: {self._last_words()}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = marshal.load(self._process.stdout)
+        except EOFError:
+            raise Absent(f"its process ended: {self._last_words()}") from None
         if "absent" in answer:
             raise Absent(answer["absent"])
         return answer

@@ -94,9 +94,7 @@ def _line(points: list[Point], colour: str) -> str:
     return f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>{dots}'
 
 
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, weight: str = "normal"
-) -> str:
+def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, weight: str = "normal") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
         f'font-weight="{weight}" fill="{_INK}">{escape(text)}</text>'

@@ -50,20 +50,6 @@ def descriptors(pid: int) -> int:
     return 0
 
 
-def status_bytes(pid: int, field: str) -> int:
-    """A field of /proc/PID/status that is a size, such as VmHWM."""
-    for line in _read(f"/proc/{pid}/status").splitlines():
-        if line.startswith(field.encode() + b":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def forget_peak() -> None:
-    """Let VmHWM of this process start again from what is resident now."""
-    with open("/proc/self/clear_refs", "wb") as file:
-        file.write(b"5")
-
-
 def with_argument(argument: str) -> list[int]:
     """Living processes that have this argument, in whatever namespace."""
     wanted = argument.encode()

@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def result_size(self) -> int:
-        return self.pick(256, 64, 8) * _MIB
+        return self.pick(256, 32, 8) * _MIB
 
     @property
     def memory_limit(self) -> int:
@@ -81,11 +81,11 @@ class Plan:
 
     @property
     def heap(self) -> int:
-        return self.pick(2048, 512, 64) * _MIB
+        return self.pick(2048, 256, 64) * _MIB
 
     @property
     def large_run(self) -> int:
-        return self.pick(3000, 1000, 40)
+        return self.pick(3000, 400, 40)
 
     @property
     def small_run(self) -> int:

@@ -25,14 +25,16 @@ class Contender:
     terms: Terms
     count: int
     is_ours: bool = False
+    work: str = "calls"
 
 
 def contenders(plan: Plan, workers: int) -> list[Contender]:
     """Those of P1 and P2."""
     bare = Terms(workers=workers, backend=plan.backend)
-    limited = replace(bare, memory=_MEMORY, wall=_WALL, pids=_PIDS)
+    limited = bare._replace(memory=_MEMORY, wall=_WALL, pids=_PIDS)
     many, few = plan.pick(200, 40, 5), plan.pick(20, 6, 3)
     return [
+        Contender("fork, bare interpreter", "fork", bare, many // 2, work="forks"),
         Contender("gwsandbox, no limits", "gwsandbox", bare, many, is_ours=True),
         Contender("gwsandbox, memory + wall + pids", "gwsandbox", limited, many, is_ours=True),
         Contender("gwsandbox forkserver, same limits", "gwsandbox forkserver", limited, many, is_ours=True),
@@ -58,14 +60,14 @@ def p2(plan: Plan) -> Row:
 
 def _no_ops(plan: Plan, row: Row, *, workers: int, reach: float) -> Row:
     floors: list[float] = []
-    row.entries.append(Entry("fork floor"))
-    with Side(SideSpec("calls", "fork")) as side:
+    row.entries.append(Entry("fork floor", note="in a process that has imported gwsandbox, as its callers have"))
+    with Side(SideSpec("forks", "fork with imports")) as side:
         floor = Turn(side, {"count": plan.pick(100, 30, 10)})
         for contender in contenders(plan, workers):
             entry = Entry(contender.who)
             row.entries.append(entry)
             try:
-                with Side(SideSpec("calls", contender.tool, contender.terms)) as other:
+                with Side(SideSpec(contender.work, contender.tool, contender.terms)) as other:
                     found, pairs = in_turns(floor, Turn(other, {"count": contender.count}), plan.rounds)
             except Absent as why:
                 entry.note = str(why)
@@ -99,7 +101,7 @@ def p3(plan: Plan) -> Row:
     terms = Terms(backend=plan.backend)
     for tool in ("gwsandbox", "glasswall", "pebble", "futures forkserver"):
         try:
-            with Side(SideSpec("long run", tool, terms)) as side:
+            with Side(SideSpec("long_run", tool, terms)) as side:
                 _lengths(plan, row, side)
         except Absent as why:
             row.entries.append(Entry(tool, note=str(why)))
@@ -153,9 +155,7 @@ _HEAPS = {"objects": "small lists", "bytes": "one touched bytearray"}
 
 
 def p4(plan: Plan) -> Row:
-    row = Row(
-        "P4", f"caller holds {size_text(plan.heap)} of live heap, no-op, per task", "same tool, empty heap"
-    )
+    row = Row("P4", f"caller holds {size_text(plan.heap)} of live heap, no-op, per task", "same tool, empty heap")
     terms = Terms(backend=plan.backend)
     tools = ("fork", "gwsandbox", "gwsandbox forkserver", "glasswall", "pebble", "futures forkserver")
     for kind, words in _HEAPS.items():
@@ -164,7 +164,8 @@ def p4(plan: Plan) -> Row:
             entry = Entry(f"{'fork floor' if tool == 'fork' else tool}, {words}")
             row.entries.append(entry)
             try:
-                pairs = _with_heap(plan, row, SideSpec("calls", tool, terms, (kind, plan.heap)))
+                work = "forks" if tool == "fork" else "calls"
+                pairs = _with_heap(plan, row, SideSpec(work, tool, terms, (kind, plan.heap)))
             except Absent as why:
                 entry.note = str(why)
                 continue
@@ -180,9 +181,7 @@ def p4(plan: Plan) -> Row:
 
 
 def _heap_count(plan: Plan, tool: str) -> int:
-    return (
-        plan.pick(20, 6, 2) if tool in {"fork", "gwsandbox", "gwsandbox forkserver"} else plan.pick(6, 3, 2)
-    )
+    return plan.pick(20, 6, 2) if tool in {"fork", "gwsandbox", "gwsandbox forkserver"} else plan.pick(6, 3, 2)
 
 
 def _with_heap(plan: Plan, row: Row, spec: SideSpec) -> Pairs:
@@ -205,7 +204,7 @@ def _piling_up(plan: Plan) -> Iterator[Entry]:
     terms = Terms(backend=plan.backend)
     entry = Entry("gwsandbox, results kept: last quarter", reach="does not grow: ≤ 1.1 x first quarter")
     try:
-        with Side(SideSpec("long run", "gwsandbox", terms, ("objects", plan.heap))) as side:
+        with Side(SideSpec("long_run", "gwsandbox", terms, ("objects", plan.heap))) as side:
             ratios = []
             for _ in range(min(plan.rounds, 3)):
                 answer = side.round(count=plan.pick(400, 80, 20), keep=True)
@@ -228,7 +227,7 @@ def p10(plan: Plan) -> Row:
     terms = Terms(backend=plan.backend, memory=_MEMORY, wall=_WALL, pids=_PIDS)
     count = plan.pick(40, 10, 3)
     order = {"argv": ["/bin/true"], "count": count}
-    tools = ("fork + exec", "gwsandbox", "bwrap", "systemd-run --scope", "systemd-run --wait", "BenchExec")
+    tools = ("fork + execv", "gwsandbox", "bwrap", "systemd-run --scope", "systemd-run --wait", "BenchExec")
     floors: list[float] = []
     row.entries.append(Entry("subprocess.run"))
     with Side(SideSpec("commands", "subprocess.run")) as side:
@@ -238,7 +237,8 @@ def p10(plan: Plan) -> Row:
             entry = Entry("gwsandbox, memory + wall + pids" if tool == "gwsandbox" else tool)
             row.entries.append(entry)
             try:
-                with Side(SideSpec("commands", tool, terms)) as other:
+                work = "fork_execs" if tool == "fork + execv" else "commands"
+                with Side(SideSpec(work, tool, terms)) as other:
                     found, pairs = in_turns(floor, Turn(other, order), plan.rounds)
             except Absent as why:
                 entry.note = str(why)
@@ -252,9 +252,7 @@ def p10(plan: Plan) -> Row:
 
 
 def p11(plan: Plan) -> Row:
-    row = Row(
-        "P11", "gwsandbox run --memory 1GiB --timeout 30s -- /bin/true, cold", 'python -c "import typer"'
-    )
+    row = Row("P11", "gwsandbox run --memory 1GiB --timeout 30s -- /bin/true, cold", 'python -c "import typer"')
     count = plan.pick(5, 2, 1)
     script = os.path.join(os.path.dirname(sys.executable), "gwsandbox")
     start = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "gwsandbox"]

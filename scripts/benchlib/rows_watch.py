@@ -28,16 +28,14 @@ def p5(plan: Plan) -> Row:
     seconds = plan.pick(4, 4, 2)
     row = Row("P5", f"CPU of supervision while 2 tasks sleep {seconds} s", "one processor")
     limited = Terms(workers=2, backend=plan.backend, memory=1024**3, wall=600.0, pids=64)
-    with watch.fifo() as told:
+    with watch.open_fifo() as told:
         for tool in ("gwsandbox", "gwsandbox forkserver", "glasswall", "pebble", "futures forkserver"):
             entry = Entry(tool, unit="%")
             row.entries.append(entry)
             try:
                 with Side(SideSpec("calls", tool, limited)) as side:
                     rests = [
-                        watch.rest(
-                            side, told, tasks=2, seconds=seconds, count_calls=turn == 0 and not plan.quick
-                        )
+                        watch.rest(side, told, tasks=2, seconds=seconds, count_calls=turn == 0 and not plan.quick)
                         for turn in range(min(plan.rounds, 3))
                     ]
             except Absent as why:
@@ -61,22 +59,18 @@ def _fill_rest(entry: Entry, rests: list[watch.Rest]) -> None:
 
 def p6(plan: Plan) -> Row:
     size = plan.result_size
-    row = Row(
-        "P6", f"{size_text(size)} of bytes returned, twice, both kept", "fork + 1 MiB pipe into one buffer"
-    )
+    row = Row("P6", f"{size_text(size)} of bytes returned, twice, both kept", "fork + 1 MiB pipe into one buffer")
     rates: dict[str, float] = {}
     floors: list[float] = []
     row.entries.append(Entry("floor", unit="GiB/s"))
-    with Side(SideSpec("piped values", "fork")) as side:
+    with Side(SideSpec("piped_values", "fork")) as side:
         floor = Turn(side, {"size": size, "count": 2})
         for tool in ("gwsandbox", "gwsandbox forkserver", "glasswall", "pebble", "futures forkserver"):
             entry = Entry(tool)
             row.entries.append(entry)
             try:
-                with Side(SideSpec("big values", tool, Terms(backend=plan.backend))) as other:
-                    found, pairs = in_turns(
-                        floor, Turn(other, {"size": size, "count": 2}), min(plan.rounds, 5)
-                    )
+                with Side(SideSpec("big_values", tool, Terms(backend=plan.backend))) as other:
+                    found, pairs = in_turns(floor, Turn(other, {"size": size, "count": 2}), min(plan.rounds, 5))
             except Absent as why:
                 entry.note = str(why)
                 continue
@@ -131,9 +125,11 @@ def p7(plan: Plan) -> Row:
     terms = Terms(wall=_DEADLINE, memory=_GIB, backend=plan.backend)
     chunk = plan.pick(10, 5, 2)
     chunks = plan.pick(5, 4, 1)
-    with contextlib.ExitStack() as stack, watch.fifo() as told:
+    with contextlib.ExitStack() as stack, watch.open_fifo() as told:
         sides = {
-            tool: stack.enter_context(Side(SideSpec("calls", tool, terms)))
+            tool: stack.enter_context(
+                Side(SideSpec("fork_deadlines" if tool.startswith("fork") else "calls", tool, terms))
+            )
             for tool in ("fork with a deadline", "gwsandbox", "glasswall", "pebble")
         }
         late: dict[str, list[float]] = {tool: [] for tool in sides}
@@ -156,7 +152,10 @@ def p7(plan: Plan) -> Row:
 
 
 def _chunk(side: Side, told: watch.Fifo, count: int, late: list[float], gaps: list[float]) -> None:
-    seen = watch.lives(side, told, load="sleep_after_telling", arguments=[told.path, 60.0], count=count)
+    if side.spec.work == "fork_deadlines":
+        seen = watch.lives(side, told, told=told.path, count=count)
+    else:
+        seen = watch.lives(side, told, load="sleep_after_telling", arguments=[told.path, 60.0], count=count)
     if not seen:
         raise Absent("no task was seen")
     late += [(life.ended - life.began - _DEADLINE) * _MS for life in seen]
@@ -205,9 +204,7 @@ def p8(plan: Plan) -> Row:
             except Absent as why:
                 entry.note = str(why)
     if plan.emulated:
-        row.remarks.append(
-            "smaller than the target's 0.5 GiB, as touching memory is very slow under emulation"
-        )
+        row.remarks.append("smaller than the target's 0.5 GiB, as touching memory is very slow under emulation")
     return row
 
 
@@ -230,9 +227,7 @@ def _reach(plan: Plan, entry: Entry, spec: SideSpec, *, shared: bool) -> None:
         _judge_reach(entry, answer.get("source") or "", limit, peaks, reached)
 
 
-def _judge_reach(
-    entry: Entry, source: str, limit: int, peaks: list[int | None], reached: list[float]
-) -> None:
+def _judge_reach(entry: Entry, source: str, limit: int, peaks: list[int | None], reached: list[float]) -> None:
     entry.reach = "not one page past (cgroup)"
     known = [peak for peak in peaks if peak is not None]
     if source == "memory.peak":

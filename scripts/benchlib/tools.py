@@ -4,16 +4,13 @@ Imports are inside of the functions, so that a side loads what it measures and n
 FileNotFoundError mean "not installed", ``CannotRun`` says why a tool does not work here.
 """
 
-import concurrent.futures
 import os
-import select
-import shutil
-import signal
-import subprocess
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _GIB = 1024**3
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -23,8 +20,7 @@ class CannotRun(Exception):
     """A tool is there and does not work on this host; the text says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class Terms(NamedTuple):
     """How calls are to be run; what a tool cannot hold it leaves out.
 
     Args:
@@ -42,38 +38,9 @@ class Terms:
     backend: str = "auto"
 
 
+PLAIN = Terms()
+
 # --- Python calls: each yields, per call, its value, or the exception that it ended with -----------------
-
-
-def fork(calls: Iterable[Call], _: Terms) -> Iterator[Any]:
-    """The floor: a pipe, os.fork, one byte back, waitpid."""
-    for func, arguments in calls:
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            func(*arguments)
-            os.write(writer, b"x")
-            os._exit(0)
-        os.close(writer)
-        os.read(reader, 1)
-        os.close(reader)
-        os.waitpid(pid, 0)
-        yield None
-
-
-def fork_with_deadline(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
-    """The floor where there is a deadline: fork, wait for the pidfd until then, kill, waitpid."""
-    for func, arguments in calls:
-        pid = os.fork()
-        if pid == 0:
-            func(*arguments)
-            os._exit(0)
-        fd = os.pidfd_open(pid)
-        if not select.select([fd], [], [], terms.wall)[0]:
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(fd)
-        yield None
 
 
 def gwsandbox(calls: Iterable[Call], terms: Terms, start_method: str = "fork") -> Iterator[Any]:
@@ -116,11 +83,10 @@ def pebble(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
 
 def _futures(calls: Iterable[Call], terms: Terms, start_method: str) -> Iterator[Any]:
     import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context(start_method)
-    with concurrent.futures.ProcessPoolExecutor(
-        terms.workers, mp_context=context, max_tasks_per_child=1
-    ) as executor:
+    with ProcessPoolExecutor(terms.workers, mp_context=context, max_tasks_per_child=1) as executor:
         futures = deque(executor.submit(func, *arguments) for func, arguments in calls)
         while futures:
             yield _outcome(futures.popleft())
@@ -134,7 +100,7 @@ def futures_forkserver(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     return _futures(calls, terms, "forkserver")
 
 
-def _outcome(future: concurrent.futures.Future[Any]) -> Any:
+def _outcome(future: "Future[Any]") -> Any:
     try:
         return future.result()
     except Exception as error:  # noqa: BLE001 - how a call ended is what is looked at
@@ -142,8 +108,6 @@ def _outcome(future: concurrent.futures.Future[Any]) -> Any:
 
 
 CALLERS: dict[str, Callable[[Iterable[Call], Terms], Iterator[Any]]] = {
-    "fork": fork,
-    "fork with a deadline": fork_with_deadline,
     "gwsandbox": gwsandbox,
     "gwsandbox forkserver": gwsandbox_forkserver,
     "glasswall": glasswall,
@@ -156,19 +120,9 @@ CALLERS: dict[str, Callable[[Iterable[Call], Terms], Iterator[Any]]] = {
 # --- programs: each runs one program ``count`` times, one after the other ---------------------------------
 
 
-def fork_exec(argv: list[str], count: int, _terms: Terms) -> None:
-    """The floor: os.fork, execv, waitpid."""
-    for _ in range(count):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.execvp(argv[0], argv)
-            finally:
-                os._exit(127)
-        os.waitpid(pid, 0)
-
-
 def subprocess_run(argv: list[str], count: int, _terms: Terms) -> None:
+    import subprocess
+
     for _ in range(count):
         subprocess.run(argv, check=True)
 
@@ -187,14 +141,15 @@ def gwsandbox_command(argv: list[str], count: int, terms: Terms) -> None:
 
 def _prefixed(*prefix: str) -> Callable[[list[str], int, Terms], None]:
     def run(argv: list[str], count: int, _terms: Terms) -> None:
+        import shutil
+        import subprocess
+
         if shutil.which(prefix[0]) is None:
             raise FileNotFoundError(prefix[0])
         for _ in range(count):
             done = subprocess.run([*prefix, *argv], capture_output=True, check=False)
             if done.returncode:
-                raise CannotRun(
-                    done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
-                )
+                raise CannotRun(done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}")
 
     return run
 
@@ -244,7 +199,6 @@ BWRAP = (
 )
 
 COMMANDERS: dict[str, Callable[[list[str], int, Terms], None]] = {
-    "fork + exec": fork_exec,
     "subprocess.run": subprocess_run,
     "gwsandbox": gwsandbox_command,
     "bwrap": _prefixed(*BWRAP),

@@ -41,7 +41,7 @@ class Fifo:
 
 
 @contextlib.contextmanager
-def fifo() -> Iterator[Fifo]:
+def open_fifo() -> Iterator[Fifo]:
     with tempfile.TemporaryDirectory(prefix="gwsandbox-bench-") as folder:
         opened = Fifo(folder)
         try:
@@ -50,7 +50,7 @@ def fifo() -> Iterator[Fifo]:
             os.close(opened.fd)
 
 
-def lives(side: Side, told: Fifo, **order: object) -> list[Life]:
+def lives(side: Side, fifo: Fifo, **order: object) -> list[Life]:
     """Order a round of tasks that tell, and see each begin and end.
 
     Raises:
@@ -58,7 +58,7 @@ def lives(side: Side, told: Fifo, **order: object) -> list[Life]:
     """
     done = side.begin(**order)
     poll = select.poll()
-    for fd in (done, told.fd):
+    for fd in (done, fifo.fd):
         poll.register(fd, select.POLLIN)
     alive: dict[int, Life] = {}
     seen: list[Life] = []
@@ -70,7 +70,7 @@ def lives(side: Side, told: Fifo, **order: object) -> list[Life]:
                 poll.unregister(fd)
                 os.close(fd)
                 alive.pop(fd).ended = now
-        for life in told.read() if told.fd in ready else []:
+        for life in fifo.read() if fifo.fd in ready else []:
             seen.append(life)
             with contextlib.suppress(ProcessLookupError):  # dead already: ``ended`` stays 0
                 fd = os.pidfd_open(life.pid)

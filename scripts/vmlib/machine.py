@@ -189,7 +189,9 @@ def sweep() -> None:
 
 
 def running() -> list[Machine]:
-    return [machine for folder in sorted(state().iterdir()) if (machine := Machine(folder.name)).is_up]
+    """The machines that `up` started; a private one is its owner's business."""
+    names = [folder.name for folder in sorted(state().iterdir()) if not folder.name.startswith(PRIVATE)]
+    return [machine for name in names if (machine := Machine(name)).is_up]
 
 
 def state() -> Path:

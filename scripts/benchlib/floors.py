@@ -1,0 +1,108 @@
+"""The bare work that the others are compared with. Loads next to nothing: what is loaded is forked along.
+
+A child of a bare interpreter pays 70 page faults, one of an interpreter that has imported ``threading`` 200, as
+every fork then runs its Python code.
+"""
+
+import os
+import resource
+import time
+
+Answer = dict[str, object]
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of all that was waited for, by itself or by children that were."""
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        total += usage.ru_utime + usage.ru_stime
+    return total
+
+
+def forks(tool: str, _terms: dict[str, object], *, count: int) -> Answer:
+    """A pipe, os.fork, one byte back, waitpid. With the tool "fork with imports", after an import of gwsandbox."""
+    if tool == "fork with imports":
+        import gwsandbox  # noqa: F401
+    cpu, start = cpu_seconds(), time.perf_counter()
+    for _ in range(count):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.write(writer, b"x")
+            os._exit(0)
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
+        os.waitpid(pid, 0)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
+
+
+def fork_execs(_tool: str, _terms: dict[str, object], *, argv: list[str], count: int) -> Answer:
+    """os.fork, execv, waitpid."""
+    cpu, start = cpu_seconds(), time.perf_counter()
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.execv(argv[0], argv)
+            finally:
+                os._exit(127)
+        os.waitpid(pid, 0)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
+
+
+def fork_deadlines(_tool: str, terms: dict[str, float], *, told: str, count: int) -> Answer:
+    """Fork, wait for the pidfd until the deadline, kill, waitpid. The child tells who it is, and sleeps."""
+    import select
+    import signal
+
+    from benchlib import loads
+
+    start = time.perf_counter()
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            loads.sleep_after_telling(told, 60.0)
+            os._exit(0)
+        fd = os.pidfd_open(pid)
+        if not select.select([fd], [], [], terms["wall"])[0]:
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(fd)
+    return {"seconds": time.perf_counter() - start}
+
+
+def piped_values(_tool: str, _terms: dict[str, object], *, size: int, count: int) -> Answer:
+    """Fork, make the bytes, and a pipe of 1 MiB into one buffer; all are kept."""
+    from benchlib import peaks
+
+    before = peaks.start()
+    start = time.perf_counter()
+    kept = [_through_pipe(size) for _ in range(count)]
+    seconds = time.perf_counter() - start
+    whole = all(value[:1] == value[-1:] == b"x" for value in kept)
+    return {"seconds": seconds, "peak": peaks.end() - before, "whole": whole}
+
+
+def _through_pipe(size: int) -> bytearray:
+    import fcntl
+
+    reader, writer = os.pipe()
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)
+    pid = os.fork()
+    if pid == 0:
+        view = memoryview(b"x" * size)
+        while view:
+            view = view[os.write(writer, view) :]
+        os._exit(0)
+    os.close(writer)
+    buffer = bytearray(size)
+    view, filled = memoryview(buffer), 0
+    while filled < size and (got := os.readv(reader, [view[filled:]])):
+        filled += got
+    os.close(reader)
+    os.waitpid(pid, 0)
+    return buffer

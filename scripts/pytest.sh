@@ -1,0 +1,9 @@
+# pytest; with GWSANDBOX_TEST_AGAIN set, what failed is run once more. Called by scripts/test and scripts/vm.
+python -m pytest "$@"
+code=$?
+if [ "$code" = 1 ] && [ -n "${GWSANDBOX_TEST_AGAIN:-}" ]; then
+    echo "== once more, what failed"
+    python -m pytest "$@" --last-failed --last-failed-no-failures none
+    code=$?
+fi
+exit "$code"
