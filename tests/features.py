@@ -49,12 +49,20 @@ def _swap() -> str:
         return "" if len(file.readlines()) > 1 else "no swap is on"
 
 
+def _vm() -> str:
+    """For tests that install units and users: a machine of scripts/vm, with systemd and as root."""
+    if os.uname().nodename != "gwsandbox-vm":
+        return "not in a machine of scripts/vm"
+    return _root()
+
+
 PROBES = {
     "cgroup2": _cgroup2,
     "root": _root,
     "ordinary_user": _ordinary_user,
     "mount_namespace": _mount_namespace,
     "swap": _swap,
+    "vm": _vm,
 }
 
 

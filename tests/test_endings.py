@@ -77,7 +77,7 @@ def processes(program: Program) -> tuple[set[int], int, int]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_caller_is_killed(backend: BackendName, start_method: str, number: int) -> None:
     with Program(DRIVER, backend, start_method) as program:
-        guests, supervisor, keeper = processes(program)
+        guests, _, keeper = processes(program)
         others = set(process_tree.tree(keeper))
         with Watched(*guests | others) as watched:
             program.process.send_signal(number)

@@ -167,7 +167,7 @@ def test_a_peer_that_is_gone(pair: tuple[Link, Link]) -> None:
     other.flush()
     one.post(report(2), descriptor(b""))
     other.close()
-    with pytest.raises(OSError):  # noqa: PT011 - of which kind depends on what is in the socket
+    with pytest.raises(OSError):  # of which kind depends on what is in the socket
         while True:
             one.flush()
             one.post(report(3))

@@ -100,10 +100,12 @@ def test_notifier_pings_twice_as_often_as_asked(tmp_path: Path, monkeypatch: pyt
         assert heard() == [b"WATCHDOG=1", b"STATUS=idle"]
         assert notifier.seconds_to_wait() == 5.0
         notifier.turn("idle")
+        assert notifier.seconds_to_wait() == 5.0
         notifier.turn("busy")
         assert heard() == []
+        assert notifier.seconds_to_wait() == 1.0  # what is new is told, but not more than once a second
         now += 4
-        assert notifier.seconds_to_wait() == 1.0
+        assert notifier.seconds_to_wait() == 0.0
         notifier.turn("busy")
         assert heard() == [b"STATUS=busy"]
         now += 1

@@ -76,7 +76,7 @@ def test_sizes_around_the_borders(around: int, less: int, record: int) -> None:
 
 @pytest.mark.parametrize("length", [10, 100_000, transport._MAPPED + 1])
 def test_arrays_arrive_writable_aligned_and_equal(length: int, record: int) -> None:
-    value = {"a": np.arange(length // 8), "b": np.ones((3, 5), dtype=np.float32), "c": "text"}
+    value: dict[str, Any] = {"a": np.arange(length // 8), "b": np.ones((3, 5), dtype=np.float32), "c": "text"}
     assert transport.write_value(record, value) is Delivery.VALUE
     again = read_back(record)
     for name in "ab":

@@ -23,6 +23,7 @@ class Notifier:
         self._next_ping = 0.0
         self._next_status = 0.0
         self._status = ""
+        self._is_behind = False  # whether the status that was told last is not the present one
 
     def ready(self) -> None:
         """It works; or works again, after ``reloading``."""
@@ -42,10 +43,14 @@ class Notifier:
         if self._interval is not None and now >= self._next_ping:
             self._next_ping = now + self._interval
             self._manager.notify("WATCHDOG=1")
-        if status != self._status and now >= self._next_status:
-            self._status, self._next_status = status, now + _STATUS_SECONDS
+        self._is_behind = status != self._status
+        if self._is_behind and now >= self._next_status:
+            self._status, self._next_status, self._is_behind = status, now + _STATUS_SECONDS, False
             self._manager.notify(f"STATUS={status}")
 
     def seconds_to_wait(self) -> float | None:
         """Until ``turn`` has to be called; ``None``: never."""
-        return None if self._interval is None else max(self._next_ping - time.monotonic(), 0)
+        moments = [self._next_status] if self._is_behind else []
+        if self._interval is not None:
+            moments.append(self._next_ping)
+        return max(min(moments) - time.monotonic(), 0) if moments else None

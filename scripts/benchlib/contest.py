@@ -64,13 +64,15 @@ class Side:
 
     def __enter__(self) -> Self:
         path = os.pathsep.join([str(_SCRIPTS), str(_SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or ours would be compiled at each start, and only ours
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [*self._own_scope(), sys.executable, "-m", "benchlib.side"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment,
             start_new_session=True,
         )
         try:
