@@ -178,24 +178,24 @@ def test_nothing_to_clean() -> None:
 
 @pytest.mark.cgroup2
 def test_clean_removes_what_is_dead_and_leaves_what_lives(tmp_path: Path) -> None:
-    top = find_root().path
-    left = f"{top}/gwsandbox-4194304-1-0"  # no process has a number above pid_max
-    os.makedirs(f"{left}/task-1/made-by-the-task")
-    with Program("print('up', flush=True); input()") as orphan:
-        assert orphan.line() == "up"
-        with open(f"{left}/task-1/cgroup.procs", "w", encoding="ascii") as procs:
-            procs.write(str(orphan.pid))
-        (tmp_path / "in").write_text("x")
-        words = ["--backend", "cgroup", "--report", "r", "--command", "sh -c 'read _ <fifo' name {input}"]
-        os.mkfifo(tmp_path / "fifo")
-        with running("map", *words, "in", cwd=tmp_path) as alive, open(tmp_path / "fifo", "w") as fifo:
+    (tmp_path / "in").write_text("x")
+    os.mkfifo(tmp_path / "fifo")
+    words = ["--backend", "cgroup", "--report", "r", "--command", "sh -c 'read _ <fifo' name {input}"]
+    with running("map", *words, "in", cwd=tmp_path) as alive, open(tmp_path / "fifo", "w") as fifo:
+        # Made when that run has swept already, which it does at its start.
+        left = f"{find_root().path}/gwsandbox-4194304-1-0"  # no process has a number above pid_max
+        os.makedirs(f"{left}/task-1/made-by-the-task")
+        with Program("print('up', flush=True); input()") as orphan:
+            assert orphan.line() == "up"
+            with open(f"{left}/task-1/cgroup.procs", "w", encoding="ascii") as procs:
+                procs.write(str(orphan.pid))
             done = cli("clean")
             assert (done.returncode, done.stdout, done.stderr) == (0, f"removed {left}\n", "")
             assert orphan.wait() == -9
-            assert not os.path.exists(left)
-            fifo.write("go on\n")
-            fifo.close()
-            assert alive.end()[0] == 0
+        assert not os.path.exists(left)
+        fifo.write("go on\n")
+        fifo.close()
+        assert alive.end()[0] == 0
     assert rows(tmp_path / "r")[0]["outcome"] == "SUCCEEDED"
 
 
