@@ -195,12 +195,16 @@ def parent(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[1])
 
 
+class Hung(BaseException):
+    """Not an Exception: who tries again what failed (Hypothesis) must not try this."""
+
+
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[None]:
     """Fail a test that hangs. Not a limit on how long it may take."""
 
     def ring(number: int, frame: object) -> None:
-        raise AssertionError(f"hung: still running after {seconds:.0f} s")
+        raise Hung(f"still running after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
