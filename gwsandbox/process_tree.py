@@ -89,7 +89,12 @@ def kill_tree(pid: int) -> None:
     Each is stopped first, so that none can fork away while the walk goes on; a process that was born behind
     the walk's back is handed to the nearest subreaper when its parent dies, which has to look for it.
     """
-    for sign in (signal.SIGSTOP, signal.SIGKILL):
-        for found in tree(pid):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(found, sign)
+    for found in tree(pid):
+        _send(found, signal.SIGSTOP)
+    for found in reversed(list(tree(pid))):  # the children first: the dead have none to be found by
+        _send(found, signal.SIGKILL)
+
+
+def _send(pid: int, sign: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, sign)

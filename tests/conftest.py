@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import tempfile
@@ -142,6 +143,7 @@ def _ours(pid: int) -> str:
     return "started by the tests" if f"{MARK}={os.environ[MARK]}".encode() in environment else ""
 
 
+@functools.cache  # asking systemd takes longer than many a test
 def _delegated() -> str | None:
     try:
         return root.find_root().path

@@ -1,0 +1,290 @@
+"""Existing scripts: the three programs of the article, with only their import lines changed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import BackendName, Program
+
+pytest.importorskip("tqdm")
+
+# The engine that the programs were written for, as far as they use it.
+STAND_IN = """
+import os, types
+
+class Editor:
+    def __init__(self, library_directory):
+        assert os.path.isdir(library_directory)
+
+    def export_file(self, input_file, output_file=None, content_management_policy=None):
+        assert content_management_policy == "policy: sanitise"
+        with open(input_file, "rb") as file:
+            data = file.read()
+        if data.startswith(b"bad"):
+            raise RuntimeError("cannot be exported")
+        exported = b"PK" + data
+        if output_file is None:
+            return exported
+        os.makedirs(os.path.dirname(output_file), exist_ok=True)
+        with open(output_file, "wb") as file:
+            file.write(exported)
+        return exported
+
+class _Policies:
+    @staticmethod
+    def Editor(default):
+        return f"policy: {default}"
+
+def list_file_paths(folder):
+    return [os.path.join(at, name) for at, _, names in os.walk(folder) for name in sorted(names)]
+
+content_management = types.SimpleNamespace(policies=_Policies)
+utils = types.SimpleNamespace(list_file_paths=list_file_paths)
+config = types.SimpleNamespace(logging=types.SimpleNamespace(console=types.SimpleNamespace(setLevel=lambda level: None)))
+"""
+
+HEAD = """
+INPUT_DIRECTORY = r"C:\\gwpw\\input"
+OUTPUT_DIRECTORY = r"C:\\gwpw\\output\\editor\\multiprocessing"
+LIBRARY_DIRECTORY = r"C:\\gwpw\\libraries\\10.0"
+
+glasswall.config.logging.console.setLevel("CRITICAL")
+EDITOR = glasswall.Editor(LIBRARY_DIRECTORY)
+gw_policy = glasswall.content_management.policies.Editor(default="sanitise")
+"""
+
+A_LIST = (
+    """
+import os
+import time
+
+import glasswall
+from glasswall.multiprocessing import GlasswallProcessManager, Task
+"""
+    + HEAD
+    + """
+
+def worker_function(*args, **kwargs):
+    EDITOR.export_file(*args, **kwargs)
+
+
+def main():
+    start_time = time.time()
+    input_files = glasswall.utils.list_file_paths(INPUT_DIRECTORY)
+    with GlasswallProcessManager(max_workers=None, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
+        for input_file in input_files:
+            relative_path = os.path.relpath(input_file, INPUT_DIRECTORY)
+            output_file = os.path.join(OUTPUT_DIRECTORY, relative_path) + ".zip"
+
+            task = Task(
+                func=worker_function,
+                args=tuple(),
+                kwargs=dict(
+                    input_file=input_file,
+                    output_file=output_file,
+                    content_management_policy=gw_policy,
+                ),
+            )
+            process_manager.queue_task(task)
+
+    for task_result in process_manager.task_results:
+        print(task_result)
+
+    print(f"Elapsed: {time.time() - start_time} seconds")
+
+
+if __name__ == "__main__":
+    main()
+"""
+)
+
+AS_COMPLETED = (
+    """
+import os
+import time
+
+from tqdm import tqdm
+
+import glasswall
+from glasswall.multiprocessing import GlasswallProcessManager, Task
+"""
+    + HEAD
+    + """
+
+def worker_function(*args, **kwargs):
+    EDITOR.export_file(*args, **kwargs)
+
+
+def main():
+    start_time = time.time()
+    input_files = glasswall.utils.list_file_paths(INPUT_DIRECTORY)
+    with GlasswallProcessManager(max_workers=None, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
+        for input_file in tqdm(input_files, desc="Queueing files", miniters=len(input_files) // 10):
+            relative_path = os.path.relpath(input_file, INPUT_DIRECTORY)
+            output_file = os.path.join(OUTPUT_DIRECTORY, relative_path) + ".zip"
+
+            task = Task(
+                func=worker_function,
+                args=tuple(),
+                kwargs=dict(
+                    input_file=input_file,
+                    output_file=output_file,
+                    content_management_policy=gw_policy,
+                ),
+            )
+            process_manager.queue_task(task)
+
+        for task_result in tqdm(process_manager.as_completed(), total=len(input_files), desc="Processing tasks", miniters=len(input_files) // 100):
+            print(task_result)
+
+    print(f"Elapsed: {time.time() - start_time} seconds")
+
+
+if __name__ == "__main__":
+    main()
+"""
+)
+
+TO_MEMORY = (
+    """
+import os
+import time
+
+from tqdm import tqdm
+
+import glasswall
+from glasswall.multiprocessing import GlasswallProcessManager, Task
+from glasswall.multiprocessing.memory_usage import get_available_memory_gib
+"""
+    + HEAD
+    + """
+
+def worker_function(*args, **kwargs):
+    return EDITOR.export_file(*args, **kwargs)
+
+
+def main():
+    start_time = time.time()
+    available_memory_gib = get_available_memory_gib()
+    print(f"Available memory: {available_memory_gib} GiB")
+    # Set max_workers to lowest between cpu_count or available memory // 4 (4gib per process)
+    cpu_count = os.cpu_count() or 1
+    max_workers = int(min(cpu_count, available_memory_gib // 4))
+    print(f"Max workers: {max_workers}")
+
+    input_files = glasswall.utils.list_file_paths(INPUT_DIRECTORY)
+    with GlasswallProcessManager(max_workers=max_workers, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
+        for input_file in tqdm(input_files, desc="Queueing files", miniters=len(input_files) // 10):
+            # No output_file specified, export_file will run in file to memory mode
+            task = Task(
+                func=worker_function,
+                args=tuple(),
+                kwargs=dict(
+                    input_file=input_file,
+                    content_management_policy=gw_policy,
+                ),
+            )
+            process_manager.queue_task(task)
+
+        for task_result in tqdm(process_manager.as_completed(), total=len(input_files), desc="Processing tasks", miniters=len(input_files) // 100):
+            print(task_result)
+            # Do something with export zip file bytes in memory
+            if task_result.result:
+                print(f"Export zip file size is: {len(task_result.result)} bytes for input_file: '{task_result.task.kwargs['input_file']}'")
+            # task_result no longer referenced and is garbage collected here, freeing up memory
+
+    print(f"Elapsed: {time.time() - start_time} seconds")
+
+
+if __name__ == "__main__":
+    main()
+"""
+)
+
+FILES = {"TestFile_11.doc": b"first", "TestFile_9.doc": b"bad", "sub/PDFWithGifAndJpeg.pdf": b"third" * 100}
+
+RESULT = re.compile(
+    r"^TaskResult\(task=Task\(func=worker_function, args=\(\), kwargs=\(input_file='.*, success=(True|False), "
+    r"result=(.+), exception=(.+), exit_code=(\d), timeout_seconds=5, memory_limit_in_gib=4, "
+    r"start_time=[\d.]+, end_time=[\d.]+, elapsed_time=[\d.e-]+, timed_out=False, "
+    r"max_memory_used_in_gib=[\d.e-]+, out_of_memory=False"
+)
+
+
+def adapt(program: str, folder: Path) -> str:
+    """The program with only its import lines, and for this machine its three folders, changed."""
+    program = program.replace(
+        "from glasswall.multiprocessing.memory_usage import", "from gwsandbox.memory_usage import"
+    )
+    program = program.replace("from glasswall.multiprocessing import", "from gwsandbox import")
+    for name, path in (("INPUT", "input"), ("OUTPUT", "output"), ("LIBRARY", "library")):
+        program = re.sub(rf'{name}_DIRECTORY = r".*"', f'{name}_DIRECTORY = r"{folder / path}"', program)
+    return program
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "glasswall.py").write_text(STAND_IN)
+    for name, data in FILES.items():
+        path = tmp_path / "input" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path
+
+
+def output_of(program: str, folder: Path, backend: BackendName) -> str:
+    (folder / "program.py").write_text(adapt(program, folder))
+    force = "" if backend == "cgroup" else "import gwsandbox.cgroup.root as r; r.MOUNT = '/nonexistent'; "
+    source = f"""
+import runpy, sys, warnings
+import gwsandbox
+warnings.simplefilter("ignore", gwsandbox.DegradedWarning)
+{force}
+sys.path.insert(0, {str(folder)!r})
+runpy.run_path({str(folder / "program.py")!r}, run_name="__main__")
+"""
+    with Program(source, stderr=-3) as running:
+        lines: list[str] = []
+        while not lines or not lines[-1].startswith("Elapsed: "):
+            lines.append(running.line())
+        assert running.wait() == 0
+    return "\n".join(lines)
+
+
+def results_of(text: str) -> list[tuple[Any, ...]]:
+    lines = [line for line in text.splitlines() if line.startswith("TaskResult(")]
+    matches = [RESULT.match(line) for line in lines]
+    assert len(matches) == len(FILES)
+    assert all(matches), lines
+    return sorted(match.groups() for match in matches if match)
+
+
+FAILED = ("False", "None", "RuntimeError('cannot be exported')", "1")
+
+
+def test_producing_a_list(folder: Path, backend: BackendName) -> None:
+    text = output_of(A_LIST, folder, backend)
+    done = ("True", "None", "None", "0")
+    assert results_of(text) == [FAILED, done, done]
+    assert (folder / "output/TestFile_11.doc.zip").read_bytes() == b"PKfirst"
+    assert (folder / "output/sub/PDFWithGifAndJpeg.pdf.zip").read_bytes() == b"PK" + b"third" * 100
+    assert not (folder / "output/TestFile_9.doc.zip").exists()
+
+
+def test_yielding_as_completed(folder: Path, backend: BackendName) -> None:
+    text = output_of(AS_COMPLETED, folder, backend)
+    assert [success for success, *_ in results_of(text)] == ["False", "True", "True"]
+    assert (folder / "output/TestFile_11.doc.zip").read_bytes() == b"PKfirst"
+
+
+def test_file_to_memory(folder: Path, backend: BackendName) -> None:
+    text = output_of(TO_MEMORY, folder, backend)
+    long = repr(b"PK" + b"third" * 100)[:100] + "..."
+    assert results_of(text) == [FAILED, ("True", repr(b"PKfirst"), "None", "0"), ("True", long, "None", "0")]
+    assert "Export zip file size is: 7 bytes for input_file: '" in text
+    assert "Export zip file size is: 502 bytes for input_file: '" in text
+    assert re.search(r"^Max workers: \d+$", text, re.MULTILINE)
