@@ -14,44 +14,24 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from gwsandbox import transport
 from gwsandbox.backend import Backend
 from gwsandbox.cgroup.leaf import CgroupBackend
 from gwsandbox.errors import (
-    CpuTimeExceeded,
-    GuestCrashed,
-    GuestFailed,
-    GuestKilled,
-    OutputExceeded,
     SandboxError,
-    TaskCancelled,
     TransferError,
 )
-from gwsandbox.judge import Delivery
 from gwsandbox.keeper import keep
-from gwsandbox.limits import Limits
-from gwsandbox.protocol import LOST, Link, Order, Report
+from gwsandbox.protocol import Link, Order, Report
 from gwsandbox.result import Outcome, TaskResult
 from gwsandbox.rlimit import RlimitBackend
+from gwsandbox.settings import Settings
 from gwsandbox.supervisor import Config, Supervisor
-from gwsandbox.task import Command, CommandOutput, Task
+from gwsandbox.task import Command, Task
+from gwsandbox.unwrap import close_descriptor, make_result
 from gwsandbox.zygote import LARGEST_WORK
-
-_GIB = 1024**3
-
-_EXCEPTIONS: dict[Outcome, type[Exception]] = {
-    Outcome.FAILED: GuestFailed,
-    Outcome.TIMED_OUT: TimeoutError,
-    Outcome.CPU_TIME_EXCEEDED: CpuTimeExceeded,
-    Outcome.OUT_OF_MEMORY: MemoryError,
-    Outcome.OUTPUT_EXCEEDED: OutputExceeded,
-    Outcome.CRASHED: GuestCrashed,
-    Outcome.KILLED: GuestKilled,
-    Outcome.CANCELLED: TaskCancelled,
-}
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"cgroup": CgroupBackend, "rlimit": RlimitBackend}
 
@@ -60,25 +40,6 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 # Run by a clean interpreter in "forkserver" mode.
 _FORKSERVER = "import sys; from gwsandbox.engine import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What all tasks of a run have in common; see ``ProcessManager``.
-
-    ``timeout_seconds`` and ``memory_limit_in_gib`` are as the user wrote them, for the results to show.
-
-    Guests that are not ``trusted`` hold none of the caller's descriptors but the standard three, and nothing
-    that they send is unpickled: of their values only bytes arrive, and of their exceptions only the outcome.
-    """
-
-    max_workers: int
-    limits: Limits
-    start_method: str
-    timeout_seconds: float | None = None
-    memory_limit_in_gib: float | None = None
-    pass_through: bool = False
-    trusted: bool = True
 
 
 class Engine:
@@ -194,7 +155,9 @@ class Engine:
             work = None if self._brought.pop(number, None) is not None else self._pack(task)
         except TransferError as error:
             del self._unfinished[number]
-            self._arrived.append(self._result(task, Report(number, Outcome.FAILED, str(error), error=error), None))
+            self._arrived.append(
+                make_result(task, Report(number, Outcome.FAILED, str(error), error=error), None, self._settings)
+            )
             return
         if isinstance(work, bytes) and len(work) > LARGEST_WORK:
             self.flush()  # in order
@@ -258,9 +221,9 @@ class Engine:
         for report, descriptor in messages:
             task = self._unfinished.pop(report.number, None)
             if task is not None:
-                self._arrived.append(self._result(task, report, descriptor))
+                self._arrived.append(make_result(task, report, descriptor, self._settings))
             else:
-                _close(descriptor)
+                close_descriptor(descriptor)
 
     def _report_lost(self) -> None:
         error = SandboxError(
@@ -268,41 +231,8 @@ class Engine:
         )
         for number, task in self._unfinished.items():
             report = Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)
-            self._arrived.append(self._result(task, report, None))
+            self._arrived.append(make_result(task, report, None, self._settings))
         self._unfinished.clear()
-
-    def _result(self, task: Task | Command, report: Report, descriptor: int | None) -> TaskResult:
-        report, value, exception = _open_payload(task, report, descriptor, trusted=self._settings.trusted)
-        if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
-            exception = _EXCEPTIONS.get(report.outcome, SandboxError)(report.detail)
-        peak = report.usage.memory_peak_bytes
-        return TaskResult(
-            task=task,
-            success=report.outcome is Outcome.SUCCEEDED,
-            result=value,
-            exception=exception,
-            exit_code=report.exit_code,
-            timeout_seconds=self._shown("wall_seconds", task, self._settings.timeout_seconds),
-            memory_limit_in_gib=self._shown("memory", task, self._settings.memory_limit_in_gib),
-            start_time=report.start_time,
-            end_time=report.end_time,
-            elapsed_time=report.usage.wall_seconds,
-            timed_out=report.outcome is Outcome.TIMED_OUT,
-            max_memory_used_in_gib=peak if peak is None else peak / _GIB,
-            out_of_memory=report.outcome is Outcome.OUT_OF_MEMORY,
-            outcome=report.outcome,
-            detail=report.detail,
-            usage=report.usage,
-            enforcement=report.enforcement,
-        )
-
-    def _shown(self, name: str, task: Task | Command, given: float | None) -> float | None:
-        """A limit as the user wrote it; as it is where it was given by ``Limits``."""
-        own: float | None = getattr(task.limits or Limits(), name)
-        if own is None and given is not None:
-            return given
-        value: float | None = getattr(self._settings.limits, name) if own is None else own
-        return value / _GIB if value and name == "memory" else value
 
     # --- ending -------------------------------------------------------------------------------------
 
@@ -326,74 +256,6 @@ class Engine:
                 os.kill(self._keeper, signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
                 os.waitpid(self._keeper, 0)
             self._backend.destroy()
-
-
-def _overrules(report: Report) -> bool:
-    """Whether the outcome says more than the exception that the guest sent."""
-    return report.outcome not in {Outcome.FAILED, Outcome.SANDBOX_ERROR}
-
-
-def _open_payload(
-    task: Task | Command, report: Report, descriptor: int | None, *, trusted: bool
-) -> tuple[Report, Any, BaseException | None]:
-    """What the guest sent: the report as it stands then, the value, the exception."""
-    if isinstance(report.payload, tuple):
-        return report, CommandOutput(*report.payload), report.error
-    nothing = CommandOutput(b"", b"") if isinstance(task, Command) else None
-    if report.error is not None or not _is_wanted(report, descriptor, trusted=trusted):
-        _close(descriptor)
-        return report, nothing, report.error
-    try:
-        content = _read(report.payload, descriptor)
-    except TransferError as error:
-        if report.outcome is Outcome.SUCCEEDED:
-            report = report._replace(outcome=Outcome.FAILED, detail=str(error))
-        return report, nothing, error
-    if report.delivery is Delivery.VALUE:
-        return report, content, None
-    if not _is_exception(content):
-        return report, nothing, TransferError("the record that it left holds no exception, as those of ours do")
-    exception, text = content
-    if not _overrules(report):
-        report = report._replace(detail=_told(report, exception))
-    return report, nothing, transport.attach_traceback(exception, text)
-
-
-def _is_exception(content: Any) -> bool:
-    """Whether a record that a guest may have forged is at least of the right shape."""
-    if not isinstance(content, tuple) or len(content) != 2:
-        return False
-    return isinstance(content[0], BaseException) and isinstance(content[1], str)
-
-
-def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool:
-    """Whether the record is to be opened: a value on success only, and where not trusted only one of bytes."""
-    if report.delivery is Delivery.NOTHING or (report.delivery is Delivery.VALUE) != (
-        report.outcome is Outcome.SUCCEEDED
-    ):
-        return False
-    return trusted or (descriptor is None and isinstance(report.payload, bytes) and transport.is_bytes(report.payload))
-
-
-def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None) -> Any:
-    if descriptor == LOST:
-        raise TransferError(
-            "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
-        )
-    if descriptor is not None:
-        return transport.read_descriptor(descriptor)
-    assert isinstance(payload, bytes)
-    return transport.read_inline(payload)
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is not None and descriptor != LOST:
-        os.close(descriptor)
-
-
-def _told(report: Report, exception: BaseException) -> str:
-    text = transport.describe(exception)
-    return f"{report.detail}: {text}" if report.detail else text
 
 
 def become_keeper(
@@ -457,9 +319,7 @@ def _standard_descriptors_open() -> Iterator[None]:
             os.close(fd)
 
 
-def _supervise(
-    others: socket.socket, backend: Backend, config: Config, brought: dict[int, Task | Command]
-) -> None:
+def _supervise(others: socket.socket, backend: Backend, config: Config, brought: dict[int, Task | Command]) -> None:
     Supervisor(Link(others), backend, config, brought).run()
 
 

@@ -34,9 +34,7 @@ class SandboxError(Exception):
         remedy: The command or change that mends it, or ``""``.
     """
 
-    def __init__(
-        self, step: str, *, path: str = "", value: str = "", errno: int = 0, remedy: str = ""
-    ) -> None:
+    def __init__(self, step: str, *, path: str = "", value: str = "", errno: int = 0, remedy: str = "") -> None:
         super().__init__(step)
         self.step = step
         self.path = path

@@ -81,9 +81,7 @@ def renameat2(source: str, target: str, flags: int) -> None:
 def _tid_address() -> int:
     """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
     address = ctypes.c_void_p()
-    failed = _prctl(
-        PR_GET_TID_ADDRESS, ctypes.byref(address), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
-    )
+    failed = _prctl(PR_GET_TID_ADDRESS, ctypes.byref(address), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
     return 0 if failed else address.value or 0
 
 

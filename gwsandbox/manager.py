@@ -11,11 +11,12 @@ from typing import Literal, Self
 
 from gwsandbox.backend import Backend
 from gwsandbox.cgroup.leaf import CgroupBackend
-from gwsandbox.engine import Engine, Settings
+from gwsandbox.engine import Engine
 from gwsandbox.errors import CgroupError, DegradedWarning, TaskCancelled
 from gwsandbox.limits import LARGEST_SIZE, LONGEST_SECONDS, Limits, check_count, check_number
 from gwsandbox.result import Outcome, TaskResult
 from gwsandbox.rlimit import RlimitBackend
+from gwsandbox.settings import Settings
 from gwsandbox.task import Command, Task, check_limits, shorten
 
 _GIB = 1024**3
@@ -238,9 +239,7 @@ def _check_task(task: object) -> Work:
 
 def _cancelled(task: Work) -> TaskResult:
     detail = "ended by the caller before it started"
-    return TaskResult(
-        task, success=False, exception=TaskCancelled(detail), outcome=Outcome.CANCELLED, detail=detail
-    )
+    return TaskResult(task, success=False, exception=TaskCancelled(detail), outcome=Outcome.CANCELLED, detail=detail)
 
 
 def _workers(max_workers: int | None) -> int:

@@ -45,8 +45,6 @@ def run(
         task = task_or_func
     else:
         task = Task(task_or_func, args, kwargs)
-    with ProcessManager(
-        1, limits=limits, hardening=hardening, backend=backend, start_method=start_method
-    ) as manager:
+    with ProcessManager(1, limits=limits, hardening=hardening, backend=backend, start_method=start_method) as manager:
         manager.queue_task(task)
     return manager.task_results[0]

@@ -84,9 +84,7 @@ class Config:
 class Supervisor:
     """One run: see the module's text."""
 
-    def __init__(
-        self, link: Link, backend: Backend, config: Config, brought: dict[int, Task | Command]
-    ) -> None:
+    def __init__(self, link: Link, backend: Backend, config: Config, brought: dict[int, Task | Command]) -> None:
         """Take over this process.
 
         Args:

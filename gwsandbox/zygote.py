@@ -39,9 +39,7 @@ _CLONE3_REFUSED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPN
 class Zygote:
     """The supervisor's handle of its zygote. Forks it; ``close`` ends it."""
 
-    def __init__(
-        self, brought: Mapping[int, Task | Command], not_callers: Iterable[int], manner: guest.Manner
-    ) -> None:
+    def __init__(self, brought: Mapping[int, Task | Command], not_callers: Iterable[int], manner: guest.Manner) -> None:
         """Fork the zygote.
 
         Args:
@@ -132,9 +130,7 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common
     clone3_works = True
     space = socket.CMSG_SPACE(4 * len(_ROLES))
     while True:
-        message, ancillary, flags, _ = control.recvmsg(
-            _MESSAGE.size + LARGEST_WORK, space, socket.MSG_CMSG_CLOEXEC
-        )
+        message, ancillary, flags, _ = control.recvmsg(_MESSAGE.size + LARGEST_WORK, space, socket.MSG_CMSG_CLOEXEC)
         if not message:
             return
         descriptors = array.array("i", ancillary[0][2] if ancillary else b"")

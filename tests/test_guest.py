@@ -137,7 +137,7 @@ def test_what_the_caller_had_buffered_is_written_once(backend: BackendName) -> N
     source = f"""
 from gwsandbox import ProcessManager, Task
 print("before, without its end", end=" ")
-with ProcessManager(2, backend={backend!r}) as manager:
+with ProcessManager(1, backend={backend!r}) as manager:
     for n in range(4):
         manager.queue_task(Task(print, ("guest",), dict(end=" ")))
 print("after")

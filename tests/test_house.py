@@ -21,7 +21,7 @@ WORDS = {"errors", "limits", "task", "result", "judge"}
 GROUND = {"kernel", "process_tree", "scope", "systemd"}
 WALLS = {"backend", "rlimit", "cgroup"}
 YARD = {"protocol", "transport", "output", "loop", "guest", "zygote", "keeper", "attempt", "nursery", "supervisor"}
-DESK = {"engine", "manager", "run", "memory_usage", "cli", "service", "__main__", "__init__"}
+DESK = {"settings", "unwrap", "engine", "manager", "run", "memory_usage", "cli", "service", "__main__", "__init__"}
 ROOMS = [WORDS, GROUND, WALLS, YARD, DESK]
 
 

@@ -177,7 +177,7 @@ def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     monkeypatch.setenv("JOURNAL_STREAM", stream)
     with contextlib.closing(journal.Journal()) as log:
         log.write("two\nlines \udcff", journal.WARNING, FILE="a")
-    assert capfd.readouterr().err == "<4>two lines \\udcff\n"
+    assert capfd.readouterr().err == "<4>two\\nlines \\udcff\n"
 
 
 def test_lines_where_the_journal_is_gone(

@@ -6,7 +6,7 @@ import os
 import warnings
 from dataclasses import dataclass
 
-from gwsandbox.engine import Engine, Settings
+from gwsandbox.engine import Engine
 from gwsandbox.errors import CgroupError, DegradedWarning
 from gwsandbox.limits import Limits
 from gwsandbox.manager import choose_backend
@@ -15,6 +15,7 @@ from gwsandbox.service import call
 from gwsandbox.service.config import Config
 from gwsandbox.service.ledger import Job
 from gwsandbox.service.spool import Paths
+from gwsandbox.settings import Settings
 from gwsandbox.task import Command, Task
 
 

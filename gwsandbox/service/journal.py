@@ -38,14 +38,18 @@ class Journal:
             self._socket.close()
 
     def write(self, message: str, priority: int = INFO, **fields: Value) -> None:
-        """An entry: its text, and what else it says, by names of capital letters. ``None`` is left out."""
+        """An entry: its text, and what else it says, by names of capital letters. ``None`` is left out.
+
+        The text becomes one line with nothing in it that a terminal would obey: it may hold a stranger's file name.
+        """
+        message = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
         if self._socket is not None:
             own: dict[str, Value] = {"MESSAGE": message, "PRIORITY": priority, "SYSLOG_IDENTIFIER": _NAME}
             with contextlib.suppress(OSError):
                 self._socket.sendto(encode({**own, **fields}), self._path)
                 return
         prefix = "gwsandbox serve: " if os.isatty(2) else f"<{priority}>"
-        line = f"{prefix}{' '.join(message.split())}\n"
+        line = f"{prefix}{message}\n"
         with contextlib.suppress(OSError):
             os.write(2, line.encode(errors="backslashreplace"))
 
