@@ -579,6 +579,20 @@ def test_200_mib_of_bytes_arrive_whole(backend: BackendName) -> None:
     assert result.result.count(0, 4096) >= size - 4097
 
 
+def test_2_gib_of_bytes_arrive_whole() -> None:
+    size = 2 * 1024 * MIB + 1
+
+    def make() -> bytearray:
+        made = bytearray(size)
+        made[:: 16 * MIB] = b"x" * 129
+        return made
+
+    result = run_task("rlimit", Task(make))
+    assert result.success, result
+    assert len(result.result) == size
+    assert result.result[:: 16 * MIB] == b"x" * 129
+
+
 def test_results_of_every_size_around_the_limit_of_inlining(backend: BackendName) -> None:
     sizes = [*range(65536 - 80, 65536 + 80, 7), 2**17, 2**20 + 1]
     with ProcessManager(2, backend=backend) as manager:

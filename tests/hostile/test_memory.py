@@ -326,9 +326,32 @@ def test_an_ancestors_limit_is_not_the_tasks() -> None:
 
 @pytest.mark.cgroup2
 def test_each_peak_is_its_own() -> None:
-    tasks = [Task(hog, (size * MIB,)) for size in range(1, 25)]
-    for result in run_all("cgroup", tasks, workers=24, limits=Limits(memory="64MiB")):
+    tasks = [Task(hog, (size * MIB,)) for size in range(1, 61)]
+    for result in run_all("cgroup", tasks, workers=60, limits=Limits(memory="96MiB")):
         assert result.success
         assert result.usage.memory_peak_bytes is not None
         size = result.task.args[0]  # type: ignore[union-attr]
         assert size <= result.usage.memory_peak_bytes <= size + 6 * MIB, result.task
+
+
+# --- swap ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cgroup2
+@pytest.mark.swap
+def test_swap_is_no_way_past_the_limit() -> None:
+    result = run_one("cgroup", hog_for_ever, memory=LIMIT)
+    assert_killed_at_the_limit(result)
+    assert result.usage.swap_peak_bytes in {0, None}  # None: before Linux 6.5 no file tells
+
+
+@pytest.mark.cgroup2
+@pytest.mark.swap
+def test_swap_that_is_allowed_is_used_up_to_its_own_limit() -> None:
+    result = run_one("cgroup", hog, 2 * LIMIT, memory=LIMIT, swap=2 * LIMIT)
+    assert result.success, result
+    assert result.usage.memory_peak_bytes is not None
+    assert result.usage.memory_peak_bytes <= LIMIT
+    if result.usage.swap_peak_bytes is not None:
+        assert LIMIT / 2 < result.usage.swap_peak_bytes <= 2 * LIMIT
+    assert_killed_at_the_limit(run_one("cgroup", hog_for_ever, memory=LIMIT, swap=2 * LIMIT))
