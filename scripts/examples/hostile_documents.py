@@ -1,7 +1,7 @@
 """Documents that attack whoever opens them: made when needed, never stored.
 
 Each is small on disk and quick to make, and does its harm to a trusting engine such as the worker in
-`disarm.py`: it eats memory, or time, or is nonsense. The damaged ones are cut or flipped copies of documents
+`disarm`: it eats memory, or time, or is nonsense. The damaged ones are cut or flipped copies of documents
 in tests/corpus. `EXPECTED` says how each ends in a sandbox with the limits in `LIMITS`.
 """
 

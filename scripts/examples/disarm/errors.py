@@ -1,0 +1,21 @@
+"""Why a document could not be disarmed."""
+
+from __future__ import annotations
+
+
+class DisarmError(ValueError):
+    """The document could not be disarmed, and nothing was written."""
+
+    __module__ = "disarm"  # reports name these errors as callers import them
+
+
+class UnsupportedDocument(DisarmError):
+    """The content is of no kind that is known here, or it is locked."""
+
+    __module__ = "disarm"
+
+
+class BrokenDocument(DisarmError):
+    """The content is not what its kind asks for."""
+
+    __module__ = "disarm"
