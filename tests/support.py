@@ -50,6 +50,9 @@ EMULATED = _machine > 4
 SLOW = min(max(_moment, 1.0), 40.0)
 """How many times slower than usual things go at this moment. What must not take longer is given so much more time."""
 
+BEAT = min(SLOW, 10.0)
+"""What stands for a second in the limits of a service that does several things in it."""
+
 PACE = 4.0 if EMULATED else 1.0
 """By how much to lengthen the limits of tasks that are to reach them, so that what comes before has room."""
 

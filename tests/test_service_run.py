@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from spools import COMMAND, FUNCTION, ServiceProcess, SpoolFolder, serving, wait_for_lock
-from support import SLOW, BackendName, Watched, times
+from support import BEAT, SLOW, BackendName, Watched, times
 
 from gwsandbox import process_tree
 
@@ -37,7 +37,7 @@ def report(spool: SpoolFolder, name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("worker", [FUNCTION, COMMAND], ids=["function", "command"])
 def test_each_ends_where_it_should(spool: SpoolFolder, backend: BackendName, worker: str) -> None:
-    spool.configure(worker, top=f'backend = "{backend}"', tables=f"{LIMITS}wall_seconds = {0.5 * SLOW}")
+    spool.configure(worker, top=f'backend = "{backend}"', tables=f"{LIMITS}wall_seconds = {0.5 * BEAT}")
     bad = {
         "oom": ["OUT_OF_MEMORY"] * 3 if worker is FUNCTION or backend == "cgroup" else ["FAILED"],
         "hang": ["TIMED_OUT"] * 3,
@@ -200,7 +200,7 @@ def test_the_service_ends_when_no_sandbox_works(spool: SpoolFolder) -> None:
 
 def test_drain(spool: SpoolFolder) -> None:
     """What runs may end, what takes too long goes back, and nothing else is taken."""
-    spool.configure(top=f"workers = 2\ndrain_seconds = {3 * SLOW}")
+    spool.configure(top=f"workers = 2\ndrain_seconds = {3 * BEAT}")
     with ServiceProcess(spool) as service:
         spool.put("slow", "slow")
         spool.put("hang", "hang")
@@ -208,14 +208,14 @@ def test_drain(spool: SpoolFolder) -> None:
         spool.put("never", "content")
         service.signal(signal.SIGTERM)
         message = service.wait_for("STOPPING=1")
-        assert f"EXTEND_TIMEOUT_USEC={int((3 * SLOW + 30) * 1e6)}" in message
+        assert f"EXTEND_TIMEOUT_USEC={int((3 * BEAT + 30) * 1e6)}" in message
         spool.put("later", "content")
         assert service.wait() == 0
     assert spool.results() == {"done": {"slow"}, "quarantine": set()}
     assert spool.names("incoming") == {"hang", "never", "later"}
     assert spool.names("work") == set()
     assert spool.outcomes("hang") == ["CANCELLED"]
-    spool.configure(tables=f"[limits]\nwall_seconds = {0.5 * SLOW}")
+    spool.configure(tables=f"[limits]\nwall_seconds = {0.5 * BEAT}")
     with serving(spool):
         spool.wait_until(spool.is_quiet)
     assert spool.outcomes("hang") == ["CANCELLED", "TIMED_OUT", "TIMED_OUT", "TIMED_OUT"]
@@ -343,7 +343,7 @@ def test_reload(spool: SpoolFolder) -> None:
     with serving(spool) as service:
         spool.put("before", "hang")
         service.wait_for("STATUS=1 in work")
-        spool.configure(top="workers = 2\nattempts = 1", tables=f"[limits]\nwall_seconds = {0.5 * SLOW}")
+        spool.configure(top="workers = 2\nattempts = 1", tables=f"[limits]\nwall_seconds = {0.5 * BEAT}")
         service.signal(signal.SIGHUP)
         assert "MONOTONIC_USEC=" in service.wait_for("RELOADING=1")
         service.wait_for("READY=1")
@@ -353,7 +353,7 @@ def test_reload(spool: SpoolFolder) -> None:
         assert spool.outcomes("before") == [None]
         limits = dict(spool.rows("SELECT CAST(name AS TEXT), limits FROM attempts JOIN jobs ON job = id"))
         assert json.loads(limits["before"])["wall_seconds"] == 1000
-        assert json.loads(limits["after"])["wall_seconds"] == 0.5 * SLOW
+        assert json.loads(limits["after"])["wall_seconds"] == 0.5 * BEAT
         service.signal(signal.SIGTERM)
         service.signal(signal.SIGTERM)
         service.wait()

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from spools import SpoolFolder
-from support import SLOW
+from support import BEAT, SLOW
 
 import gwsandbox
 
@@ -213,14 +213,14 @@ def test_killed_at_random_moments(instance: Instance) -> None:
         tables='[limits]\nmemory = "300MiB"\nwall_seconds = 1000',
     )
     padding = " x" * 300_000
-    contents = {f"{n}.txt": (f"raise {n}" if n % 7 == 0 else f"content {n}") + padding for n in range(150)}
+    contents = {f"{n}.txt": (f"raise {n}" if n % 7 == 0 else f"content {n}") + padding for n in range(60)}
     for name, content in contents.items():
         instance.put(name, content)
     instance.start()
     chance = random.Random(20)
     restarts = 0
     for _ in range(20):
-        time.sleep(chance.uniform(0, 0.3 * SLOW))
+        time.sleep(chance.uniform(0, 0.3 * BEAT))
         restarts += int(instance.show("ActiveState") == "active")
         instance.ctl("kill", "--signal=KILL")
         until(lambda: instance.show("ActiveState") != "active", "its end")
@@ -250,12 +250,12 @@ def test_killed_at_random_moments(instance: Instance) -> None:
 
 def test_watchdog_notices_a_frozen_loop(instance: Instance) -> None:
     instance.configure(f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"')
-    instance.drop_in("watchdog", f"[Service]\nWatchdogSec={max(int(SLOW), 3)}s\n")
+    instance.drop_in("watchdog", f"[Service]\nWatchdogSec={max(int(BEAT), 3)}s\n")
     instance.start()
     instance.put("hang", "hang")
     until(lambda: instance.show("StatusText").startswith("1 in work"), "the attempt")
     pid = int(instance.show("MainPID"))
-    time.sleep(1.5 * max(int(SLOW), 3))  # longer than the watchdog waits: the loop turns while a guest works
+    time.sleep(1.5 * max(int(BEAT), 3))  # longer than the watchdog waits: the loop turns while a guest works
     assert int(instance.show("MainPID")) == pid
     os.kill(pid, signal.SIGSTOP)
     until(lambda: instance.show("NRestarts") == "1" and instance.show("ActiveState") == "active", "the restart")
@@ -268,17 +268,18 @@ def test_watchdog_notices_a_frozen_loop(instance: Instance) -> None:
 
 def test_reload_and_drain(instance: Instance) -> None:
     worker = f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"'
-    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * SLOW}")
+    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * BEAT}")
     instance.start()
     pid = instance.show("MainPID")
 
-    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * SLOW}\nworkers = -3")
+    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * BEAT}\nworkers = -3")
     instance.ctl("reload")
     until(lambda: "the configuration stays as it was" in instance.journal(), "the refusal")
-    assert f"{instance.config}:8: workers: must be a whole number" in instance.journal("--priority=err")
+    line = instance.config.read_text().splitlines().index("workers = -3") + 1
+    assert f"{instance.config}:{line}: workers: must be a whole number" in instance.journal("--priority=err")
 
-    limits = f"[limits]\nwall_seconds = {0.5 * SLOW}"
-    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * SLOW}", tables=limits)
+    limits = f"[limits]\nwall_seconds = {0.5 * BEAT}"
+    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * BEAT}", tables=limits)
     instance.ctl("reload")
     until(lambda: "the configuration was read anew" in instance.journal(), "the reload")
     instance.put("hang", "hang")
@@ -286,7 +287,7 @@ def test_reload_and_drain(instance: Instance) -> None:
     assert instance.outcomes("hang") == ["TIMED_OUT"]
     assert instance.show("MainPID") == pid
 
-    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * SLOW}")
+    instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * BEAT}")
     instance.ctl("reload")
     until(lambda: instance.journal().count("the configuration was read anew") == 2, "the reload")
     instance.put("hang again", "hang")
