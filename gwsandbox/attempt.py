@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
 from gwsandbox import transport
@@ -38,7 +38,7 @@ class Attempt:
     result: int
     go: int
     outputs: list[OutputPipe]
-    asked: dict[str, float]
+    asked: Mapping[str, float]
     start_time: float = 0.0
     started: float = 0.0
     pid: int = 0

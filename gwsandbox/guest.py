@@ -228,7 +228,8 @@ def _reset_signals(setup: Setup) -> None:
     if setup.is_command:
         for number in setup.common.ignored_signals:
             signal.signal(number, signal.SIG_DFL)
-    kernel.unblock_signals()
+    if setup.common.manner.keep_terminal:
+        kernel.unblock_signals()
 
 
 def _wait_for_its_time(setup: Setup) -> None:

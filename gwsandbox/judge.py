@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gwsandbox.result import Outcome
@@ -130,7 +131,7 @@ def signal_name(exit_code: int) -> str:
         return f"signal {-exit_code}"
 
 
-def explain(evidence: Evidence, outcome: Outcome, asked: dict[str, float]) -> str:  # noqa: PLR0911 - a table
+def explain(evidence: Evidence, outcome: Outcome, asked: Mapping[str, float]) -> str:  # noqa: PLR0911 - a table
     """One sentence: what happened and, where that helps, what to do.
 
     Args:
@@ -168,7 +169,7 @@ def explain(evidence: Evidence, outcome: Outcome, asked: dict[str, float]) -> st
             return ""
 
 
-def _explain_memory(evidence: Evidence, asked: dict[str, float]) -> str:
+def _explain_memory(evidence: Evidence, asked: Mapping[str, float]) -> str:
     text = f"memory limit of {format_size(asked.get('memory', 0))} reached"
     if evidence.exit_code >= 0 and evidence.oom_kills_local:
         text += " by a descendant, which the kernel killed"
@@ -177,7 +178,7 @@ def _explain_memory(evidence: Evidence, asked: dict[str, float]) -> str:
     return f"{text}; raise --memory (memory) if the work needs more"
 
 
-def _explain_crash(evidence: Evidence, asked: dict[str, float]) -> str:
+def _explain_crash(evidence: Evidence, asked: Mapping[str, float]) -> str:
     name = signal_name(evidence.exit_code)
     if name == "SIGXFSZ" and evidence.file_size_limited:
         size = format_size(asked.get("file_size", 0))

@@ -36,6 +36,7 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
+_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]  # as wide as the kernel reads them
 _sigprocmask = _libc.sigprocmask
 _NO_SIGNALS = bytes(128)  # an empty sigset_t
 _python = ctypes.pythonapi
@@ -55,7 +56,7 @@ def _fail(call: str) -> OSError:
 
 def prctl(option: int, argument: int = 0) -> None:
     """prctl(2) with one argument."""
-    if _prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+    if _prctl(option, argument, 0, 0, 0):
         raise _fail("prctl")
 
 
@@ -80,9 +81,9 @@ def renameat2(source: str, target: str, flags: int) -> None:
 
 def _tid_address() -> int:
     """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
-    address = ctypes.c_void_p()
-    failed = _prctl(PR_GET_TID_ADDRESS, ctypes.byref(address), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
-    return 0 if failed else address.value or 0
+    address = ctypes.c_ulong()
+    failed = _prctl(PR_GET_TID_ADDRESS, ctypes.addressof(address), 0, 0, 0)
+    return 0 if failed else address.value
 
 
 def clone3(cgroup: int | None) -> int:

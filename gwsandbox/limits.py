@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 # ASCII: or \d takes digits of every script, and IGNORECASE the long s and the Kelvin sign for letters.
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -173,6 +176,23 @@ class Limits:
         said = {f.name: v for f in fields(other) if (v := getattr(other, f.name)) is not None}
         return replace(self, **said) if said else self
 
-    def asked(self) -> dict[str, float]:
+    def asked(self) -> Mapping[str, float]:
         """The limits that are to be held, by name; those of ``None`` and 0 are left out."""
-        return {f.name: v for f in fields(self) if (v := getattr(self, f.name))}
+        return _asked(self)
+
+    def __reduce__(self) -> tuple[Callable[..., Limits], tuple[Any, ...]]:
+        # The default for frozen dataclasses with slots takes ten times as long, once per task.
+        return _restore, tuple(getattr(self, name) for name in self.__slots__)
+
+
+@functools.lru_cache(maxsize=64)  # most runs have one, and it is asked several times per task
+def _asked(limits: Limits) -> Mapping[str, float]:
+    return {f.name: v for f in fields(limits) if (v := getattr(limits, f.name))}
+
+
+def _restore(*values: Any) -> Limits:
+    """Limits that were checked before they were pickled."""
+    limits = object.__new__(Limits)
+    for name, value in zip(Limits.__slots__, values, strict=True):
+        object.__setattr__(limits, name, value)
+    return limits

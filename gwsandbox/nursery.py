@@ -24,7 +24,6 @@ from gwsandbox.zygote import LARGEST_WORK, Zygote
 
 _BIRTH_SECONDS = 0.5  # after which we look whether somebody has stopped the zygote
 _LOST_IN_A_ROW = 3  # zygotes that may be killed one after the other before we give up
-_OOM_SCORE_RAISE = 500  # of 1000: before the user's own service, after whatever asked to be first
 
 
 class Nursery:
@@ -53,7 +52,6 @@ class Nursery:
         self._fail = fail
         self._zygote: Zygote | None = None
         self._lost = 0
-        self._oom_score = _raised_oom_score()
 
     def __len__(self) -> int:
         """Guests that wait or are being born."""
@@ -207,11 +205,6 @@ class Nursery:
             pipe.started()
         attempt.cell.started(attempt.pid, keeps_memory=not attempt.is_command)
         limit_resources(attempt.pid, attempt.asked)
-        fd = os.open(f"/proc/{attempt.pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, self._oom_score)
-        finally:
-            os.close(fd)
 
     def _bury(self, attempt: Attempt, error: Exception) -> None:
         """End an attempt whose guest never had its time, or was never born."""
@@ -234,8 +227,3 @@ def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPip
         targets = (1, 2) if "output" in attempt.asked else ()
     for target in targets:
         yield OutputPipe(budget, target)
-
-
-def _raised_oom_score() -> bytes:
-    with open("/proc/self/oom_score_adj", "rb") as file:
-        return str(min(int(file.read()) + _OOM_SCORE_RAISE, 1000)).encode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gwsandbox import process_tree
 from gwsandbox.backend import Check, Counters, lower
@@ -46,12 +46,14 @@ class Family:
     """What all cells of one supervisor share.
 
     ``main`` are the guests' main processes. A fresh fork has mapped ``resident`` bytes, of which ``inherited``
-    are its share: measured on the first guest, as that costs milliseconds and is the same for all.
+    are its share, and ``data`` that count against RLIMIT_DATA: measured on the first guest, as that costs
+    milliseconds and is the same for all.
     """
 
     def __init__(self) -> None:
         self.main: set[int] = set()
         self.resident: int | None = None
+        self.data: int | None = None
         self.inherited: int | None = None
         self.settle: Callable[[], None] = lambda: None
         self._children = -1
@@ -82,8 +84,8 @@ class Family:
 
     def born(self, pid: int, *, measure_share: bool) -> None:
         self.main.add(pid)
-        if self.resident is None:
-            self.resident = process_tree.resident(pid)
+        if self.resident is None or self.data is None:
+            self.resident, self.data = process_tree.resident(pid), process_tree.data(pid)
         if self.inherited is None and measure_share:
             self.inherited = process_tree.proportional(pid)
 
@@ -96,6 +98,7 @@ class RlimitBackend:
 
     def __init__(self) -> None:
         self._family = Family()
+        self._enforcements: dict[tuple[str, ...], Enforcement] = {}
 
     def prepare(self, holder: int) -> str:  # noqa: ARG002 - the protocol's
         """Nothing to get ready."""
@@ -112,10 +115,13 @@ class RlimitBackend:
         return self._family.descriptors()
 
     def open(self, limits: Limits) -> RlimitCell:
-        return RlimitCell(limits, self._enforce(limits), self._family)
-
-    def _enforce(self, limits: Limits) -> Enforcement:
         asked = limits.asked()
+        key = tuple(asked)
+        if key not in self._enforcements:
+            self._enforcements[key] = self._enforce(key)
+        return RlimitCell(asked, self._enforcements[key], self._family)
+
+    def _enforce(self, asked: tuple[str, ...]) -> Enforcement:
         names = [*asked, "swap"] if "memory" in asked else [*asked]
         held = {name: _HELD_BY[name] for name in names if name in _HELD_BY}
         degraded = {name: _DEGRADED[name] for name in names if name in _DEGRADED}
@@ -133,9 +139,9 @@ class RlimitCell:
 
     cgroup = None
 
-    def __init__(self, limits: Limits, enforcement: Enforcement, family: Family) -> None:
+    def __init__(self, asked: Mapping[str, float], enforcement: Enforcement, family: Family) -> None:
         self.enforcement = enforcement
-        self._asked = limits.asked()
+        self._asked = asked
         self.memory_refusable = "memory" in self._asked
         self.data_limit_at_exec = int(self._asked.get("memory", 0))
         self.first_check = _FASTEST if {"memory", "cpu_seconds"} & self._asked.keys() else None
@@ -155,7 +161,7 @@ class RlimitCell:
         self._family.born(pid, measure_share=keeps_memory and "memory" in self._asked)
         if (memory := self._asked.get("memory")) and keeps_memory:
             # The hard limit leaves room in which a MemoryError can be reported.
-            lower(pid, resource.RLIMIT_DATA, process_tree.data(pid) + int(memory), _REPORT_RESERVE)
+            lower(pid, resource.RLIMIT_DATA, (self._family.data or 0) + int(memory), _REPORT_RESERVE)
         if (pids := self._asked.get("pids")) and os.geteuid() != 0:
             lower(pid, resource.RLIMIT_NPROC, _processes_of_user() + int(pids))
 

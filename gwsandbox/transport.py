@@ -36,11 +36,10 @@ _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
 _ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
 _MAPPED = 1 << 26  # bytes from which on a record is mapped and not copied, before Python 3.13
+_AT_ONCE = 4096  # bytes of a page, which the kernel writes in one go or not at all when the guest is killed
 INLINE = 1 << 16  # bytes up to which a record travels in the report itself
 
-_NONE_BODY = pickle.dumps(None)
-_NONE_LENGTH = len(_NONE_BODY)
-_NONE = _HEAD.pack(_MAGIC, Delivery.VALUE.value, _NONE_LENGTH, 0, _HEAD.size + _NONE_LENGTH) + _NONE_BODY
+_PLAIN = frozenset({type(None), bool, int, float, str})  # what pickles in no other way than unpickles
 
 Buffer = bytes | bytearray | memoryview
 
@@ -106,11 +105,11 @@ def write_value(fd: int, value: object) -> Delivery:
 
     Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
     """
-    if value is None:
-        _write_head(fd, _NONE)
-        return Delivery.VALUE
     if type(value) is bytes:
         _write_record(fd, Delivery.VALUE.value | _BYTES_VALUE, value, [])
+        return Delivery.VALUE
+    if type(value) in _PLAIN:
+        _write_record(fd, Delivery.VALUE.value, pickle.dumps(value, protocol=5), [])
         return Delivery.VALUE
     try:
         body, buffers = _dump_checked(value)
@@ -169,6 +168,11 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, 
 
 
 def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
+    length = _HEAD.size + len(body)
+    if length <= _AT_ONCE and not buffers:
+        record = _HEAD.pack(_MAGIC, kind, len(body), 0, length) + body
+        if os.pwrite(fd, record, 0) == length:
+            return
     position = _write_all(fd, body, _HEAD.size)
     for buffer in buffers:
         _write_all(fd, _LENGTH.pack(buffer.nbytes), position)

@@ -33,6 +33,7 @@ _MESSAGE = struct.Struct("=QQBB")
 _ANSWER = struct.Struct("=i")  # pid, or minus an errno
 _ROLES = ("result", "go", "cgroup", "work", "stdin", "stdout", "stderr")
 LARGEST_WORK = 1 << 16  # bytes of a packed task up to which it travels in the message
+_OOM_SCORE_RAISE = 500  # of 1000: guests go before the user's own service, after whatever asked to be first
 _CLONE3_REFUSED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.E2BIG})
 
 
@@ -115,8 +116,11 @@ def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         common = guest.look_around(control.fileno(), manner)
         guest.forget_the_caller(keep_ignored=manner.keep_terminal)
+        if not manner.keep_terminal:  # else the terminal's signals come here too, and shall not end us
+            kernel.unblock_signals()
         resource.setrlimit(resource.RLIMIT_NOFILE, manner.open_files)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
+        _raise_oom_score()
         gc.disable()
         gc.freeze()  # or a guest's first collection would write to every page that it shares with us
         _serve(control, brought, common)
@@ -124,6 +128,13 @@ def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def _raise_oom_score() -> None:
+    with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        score = int(file.read())
+        file.seek(0)
+        file.write(str(min(score + _OOM_SCORE_RAISE, 1000)))
 
 
 def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common: guest.Common) -> None:
@@ -139,51 +150,46 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common
                 os.close(fd)
             control.send(_ANSWER.pack(-errno.EMFILE))
             continue
-        number, data_limit, is_command, mask = _MESSAGE.unpack_from(message)
-        cgroup = descriptors[2] if mask & 4 else None
-        born_inside = clone3_works
-        try:
-            try:
-                pid = kernel.clone3(cgroup) if clone3_works else kernel.clone()
-            except OSError as error:
-                if error.errno not in _CLONE3_REFUSED or not clone3_works:
-                    raise
-                clone3_works = born_inside = False
-                pid = kernel.clone()
-        except OSError as error:
-            pid = -(error.errno or errno.EAGAIN)
+        # Here and not in the guest, which pays a page fault for each page that it is the first to write to.
+        setup = _setup(message, descriptors, brought, common, born_inside=clone3_works)
+        pid, clone3_works = _fork(setup.cgroup, clone3_works=clone3_works)
         if pid == 0:
-            named = _name(descriptors, mask)
-            task = brought.get(number) or named["work"] or message[_MESSAGE.size :]
-            guest.live(_setup(task, named, common, bool(is_command), data_limit, born_inside))
+            guest.live(setup if clone3_works else setup._replace(born_inside=False))
         control.send(_ANSWER.pack(pid))
         for fd in descriptors:
             os.close(fd)
 
 
-def _name(descriptors: Sequence[int], mask: int) -> dict[str, int | None]:
-    present = iter(descriptors)
-    return {role: next(present) if mask & 1 << place else None for place, role in enumerate(_ROLES)}
+def _fork(cgroup: int | None, *, clone3_works: bool) -> tuple[int, bool]:
+    """As fork: the pid, or minus an errno; and whether clone3 (still) works, so that it was born in its cgroup."""
+    try:
+        if clone3_works:
+            try:
+                return kernel.clone3(cgroup), True
+            except OSError as error:
+                if error.errno not in _CLONE3_REFUSED:
+                    return -(error.errno or errno.EAGAIN), True
+        return kernel.clone(), False
+    except OSError as error:
+        return -(error.errno or errno.EAGAIN), False
 
 
-def _setup(  # noqa: PLR0917 - once
-    task: Task | Command | bytes | int,
-    named: dict[str, int | None],
+def _setup(
+    message: bytes,
+    descriptors: Sequence[int],
+    brought: Mapping[int, Task | Command],
     common: guest.Common,
-    is_command: bool,  # noqa: FBT001 - as it came in the message
-    data_limit: int,
-    born_inside: bool,  # noqa: FBT001
+    *,
+    born_inside: bool,
 ) -> guest.Setup:
+    number, data_limit, is_command, mask = _MESSAGE.unpack_from(message)
+    present = iter(descriptors)
+    result, go, cgroup, work, stdin, stdout, stderr = [
+        next(present) if mask & 1 << place else None for place in range(len(_ROLES))
+    ]
+    assert result is not None
+    assert go is not None
+    task = brought.get(number) or work or message[_MESSAGE.size :]
     return guest.Setup(
-        task,
-        is_command,
-        data_limit,
-        born_inside,
-        named["result"] or -1,
-        named["go"] or -1,
-        named["cgroup"],
-        named["stdin"],
-        named["stdout"],
-        named["stderr"],
-        common,
+        task, bool(is_command), data_limit, born_inside, result, go, cgroup, stdin, stdout, stderr, common
     )

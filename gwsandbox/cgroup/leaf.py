@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from gwsandbox import scope
@@ -48,7 +48,7 @@ class CgroupBackend:
         self._folder = -1
         self._controllers: frozenset[str] = frozenset()
         self._opened = 0
-        self._enforcements: dict[Limits, Enforcement] = {}
+        self._enforcements: dict[tuple[str, ...], Enforcement] = {}
 
     @classmethod
     def find(cls) -> Self:
@@ -97,9 +97,10 @@ class CgroupBackend:
         Raises:
             CgroupError: The kernel refused, or a limit has no controller to hold it.
         """
-        enforcement = self._enforcements.get(limits)
-        if enforcement is None:
-            enforcement = self._enforcements[limits] = self._enforce(limits)
+        asked = limits.asked()
+        key = tuple(asked)
+        if key not in self._enforcements:
+            self._enforcements[key] = self._enforce(key)
         self._opened += 1
         name = f"task-{self._opened}"
         path = f"{self._path}/{name}"
@@ -109,15 +110,14 @@ class CgroupBackend:
             raise CgroupError("open leaf", path=path, errno=error.errno or 0) from error
         try:
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
-            leaf = Leaf(path, folder, limits, enforcement)
+            leaf = Leaf(path, folder, asked, self._enforcements[key])
             leaf.write_limits()
         except BaseException:
             os.rmdir(name, dir_fd=self._folder)
             raise
         return leaf
 
-    def _enforce(self, limits: Limits) -> Enforcement:
-        asked = limits.asked()
+    def _enforce(self, asked: tuple[str, ...]) -> Enforcement:
         degraded = {}
         if "cpus" in asked and "cpu" not in self._controllers:
             degraded["cpus"] = "the cpu controller is not delegated: set Delegate=cpu memory pids in the unit"
@@ -140,17 +140,17 @@ class Leaf:
     memory_refusable = False
     data_limit_at_exec = 0
 
-    def __init__(self, path: str, folder: int, limits: Limits, enforcement: Enforcement) -> None:
+    def __init__(self, path: str, folder: int, asked: Mapping[str, float], enforcement: Enforcement) -> None:
         self.path = path
         self.enforcement = enforcement
         self.cgroup = folder
-        self._limits = limits
+        self._asked = asked
         self._events = -1
-        self._cpu_limit = limits.asked().get("cpu_seconds")
+        self._cpu_limit = asked.get("cpu_seconds")
         self.first_check = None if self._cpu_limit is None else self._cpu_limit / (os.cpu_count() or 1)
 
     def write_limits(self) -> None:
-        asked = self._limits.asked()
+        asked = self._asked
         if memory := asked.get("memory"):
             # First oom.group and swap, so that there is no instant in which only half of it holds.
             self._write("memory.oom.group", "1")
@@ -226,7 +226,7 @@ class Leaf:
         return "memory_peak_bytes", rusage.ru_maxrss * 1024, "ru_maxrss (no memory.peak before Linux 5.19)"
 
     def _swap_peak(self) -> tuple[str, int | None, str]:
-        if "memory" in self._limits.asked() and not self._limits.asked().get("swap"):
+        if "memory" in self._asked and not self._asked.get("swap"):
             return "swap_peak_bytes", 0, "memory.swap.max=0"
         return "swap_peak_bytes", files.parse_number(self._read("memory.swap.peak")), "memory.swap.peak"
 

@@ -102,7 +102,7 @@ class Clerk:
         self.crew.work_on(job, self.spool.give_to_guest(job))
 
     def _limits(self) -> dict[str, Any]:
-        return self.config.limits.asked()
+        return dict(self.config.limits.asked())
 
     # --- ending -------------------------------------------------------------------------------------
 
