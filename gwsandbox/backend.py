@@ -115,6 +115,21 @@ class Backend(Protocol):
         """Kill and remove whatever cgroups are left of this run. Waits until done; safe to call again."""
 
 
+def largest_process(rusage: resource.struct_rusage, forked: int, *, keeps_memory: bool) -> int | None:
+    """Bytes of the largest process of a tree, without what it shared with us at the fork; ``None``: cannot be told.
+
+    ``ru_maxrss`` counts what a fork shares, and survives exec: of a program it tells something only where it is
+    more than that.
+
+    Args:
+        rusage: From waiting for the tree's first process.
+        forked: Bytes that a fresh fork has mapped.
+        keeps_memory: Whether it went on as the fork that it was.
+    """
+    largest = rusage.ru_maxrss * 1024
+    return largest - forked * keeps_memory if largest > forked else None
+
+
 def limit_resources(pid: int, limits: Mapping[str, float]) -> None:
     """Set the limits that setrlimit(2) holds on every backend, for a process that waits for its time."""
     if "open_files" in limits:

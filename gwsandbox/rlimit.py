@@ -13,7 +13,7 @@ import resource
 from collections.abc import Callable, Mapping
 
 from gwsandbox import process_tree
-from gwsandbox.backend import Check, Counters, lower
+from gwsandbox.backend import Check, Counters, largest_process, lower
 from gwsandbox.judge import Reason
 from gwsandbox.limits import Limits
 from gwsandbox.result import Enforcement, Usage
@@ -240,11 +240,7 @@ class RlimitCell:
         return usage, Counters()
 
     def _memory_peak(self, rusage: resource.struct_rusage) -> tuple[int | None, str]:
-        # ru_maxrss is of the largest process alone. It counts what a fork shares with us, and survives exec:
-        # for a program it tells something only where it is more than that.
-        largest = rusage.ru_maxrss * 1024
-        forked = self._family.resident or 0
-        own = largest - forked * self._keeps_memory if largest > forked else 0
+        own = largest_process(rusage, self._family.resident or 0, keeps_memory=self._keeps_memory) or 0
         if self._peak >= own > 0 or own <= 0 < self._peak:
             return int(self._peak), "sampled PSS of the tree"
         return (own, "ru_maxrss of the largest process") if own > 0 else (None, "")

@@ -10,10 +10,11 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Self
 
-from gwsandbox import scope
-from gwsandbox.backend import Check, Counters
+from gwsandbox import process_tree, scope
+from gwsandbox.backend import Check, Counters, largest_process
 from gwsandbox.cgroup import files, run_group
 from gwsandbox.cgroup.root import MOUNT, DelegatedRoot, NotDelegated, find_root, usable
 from gwsandbox.errors import CgroupError
@@ -35,6 +36,13 @@ _HELD_BY = {
 }
 
 
+@dataclass(slots=True)
+class _Fork:
+    """Bytes that a fresh fork has mapped; measured once, and only where the kernel tells no peak."""
+
+    resident: int | None = None
+
+
 class CgroupBackend:
     """Limits held by cgroup v2, one leaf per attempt under ``root``."""
 
@@ -49,6 +57,7 @@ class CgroupBackend:
         self._controllers: frozenset[str] = frozenset()
         self._opened = 0
         self._enforcements: dict[tuple[str, ...], Enforcement] = {}
+        self._fork = _Fork()
 
     @classmethod
     def find(cls) -> Self:
@@ -110,7 +119,7 @@ class CgroupBackend:
             raise CgroupError("open leaf", path=path, errno=error.errno or 0) from error
         try:
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
-            leaf = Leaf(path, folder, asked, self._enforcements[key])
+            leaf = Leaf(path, folder, asked, self._enforcements[key], self._fork)
             leaf.write_limits()
         except BaseException:
             os.rmdir(name, dir_fd=self._folder)
@@ -140,11 +149,15 @@ class Leaf:
     memory_refusable = False
     data_limit_at_exec = 0
 
-    def __init__(self, path: str, folder: int, asked: Mapping[str, float], enforcement: Enforcement) -> None:
+    def __init__(
+        self, path: str, folder: int, asked: Mapping[str, float], enforcement: Enforcement, fork: _Fork
+    ) -> None:
         self.path = path
         self.enforcement = enforcement
         self.cgroup = folder
         self._asked = asked
+        self._fork = fork
+        self._keeps_memory = False
         self._events = -1
         self._cpu_limit = asked.get("cpu_seconds")
         self.first_check = None if self._cpu_limit is None else self._cpu_limit / (os.cpu_count() or 1)
@@ -172,7 +185,9 @@ class Leaf:
         return files.write(name, value, self.cgroup, "write limit", self.path)
 
     def started(self, pid: int, *, keeps_memory: bool) -> None:
-        """Nothing to do: the group knows its processes."""
+        self._keeps_memory = keeps_memory
+        if self._fork.resident is None:
+            self._fork.resident = 0 if self._read("memory.peak") else process_tree.resident(pid)
 
     def check(self) -> Check:
         """CPU time has no event: look when it can be used up at the earliest, all CPUs burning."""
@@ -203,10 +218,11 @@ class Leaf:
         cpu = files.parse_flat(files.read("cpu.stat", self.cgroup))
         note("cpu_user_seconds", cpu["user_usec"] / 1e6, "cpu.stat")
         note("cpu_system_seconds", cpu["system_usec"] / 1e6, "cpu.stat")
-        note(*self._memory_peak(rusage))
-        note(*self._swap_peak())
-        note("pids_peak", files.parse_number(self._read("pids.peak")), "pids.peak")  # Linux 6.1
-        note("pids_limit_hits", files.parse_flat(self._read("pids.events")).get("max"), "pids.events")
+        note("memory_peak_bytes", *self._memory_peak(rusage))
+        note("swap_peak_bytes", *self._swap_peak())
+        hits = files.parse_flat(self._read("pids.events")).get("max")
+        note("pids_peak", *self._pids_peak(hits))
+        note("pids_limit_hits", hits, "pids.events")
         events = files.parse_flat(self._read("memory.events"))
         note("oom_kills", events.get("oom_kill"), "memory.events")
         if bytes_moved := files.parse_io(self._read("io.stat")):
@@ -218,17 +234,23 @@ class Leaf:
     def _read(self, name: str) -> str | None:
         return files.read(name, self.cgroup)
 
-    def _memory_peak(self, rusage: resource.struct_rusage) -> tuple[str, int | None, str]:
-        peak = files.parse_number(self._read("memory.peak"))
-        if peak is not None:
-            return "memory_peak_bytes", peak, "memory.peak"
-        # Before Linux 5.19. The largest process that was waited for is a lower bound of the group's peak.
-        return "memory_peak_bytes", rusage.ru_maxrss * 1024, "ru_maxrss (no memory.peak before Linux 5.19)"
+    def _memory_peak(self, rusage: resource.struct_rusage) -> tuple[int | None, str]:
+        if (text := self._read("memory.peak")) is not None:
+            return files.parse_number(text), "memory.peak"
+        if files.parse_flat(self._read("memory.events.local")).get("max"):
+            return int(self._asked["memory"]), "memory.max was reached (no memory.peak before Linux 5.19)"
+        largest = largest_process(rusage, self._fork.resident or 0, keeps_memory=self._keeps_memory)
+        return largest, "ru_maxrss of the largest process (no memory.peak before Linux 5.19)"
 
-    def _swap_peak(self) -> tuple[str, int | None, str]:
+    def _pids_peak(self, hits: int | None) -> tuple[int | None, str]:
+        if (text := self._read("pids.peak")) is None and hits:
+            return int(self._asked["pids"]), "pids.max was reached (no pids.peak before Linux 6.1)"
+        return files.parse_number(text), "pids.peak"
+
+    def _swap_peak(self) -> tuple[int | None, str]:
         if "memory" in self._asked and not self._asked.get("swap"):
-            return "swap_peak_bytes", 0, "memory.swap.max=0"
-        return "swap_peak_bytes", files.parse_number(self._read("memory.swap.peak")), "memory.swap.peak"
+            return 0, "memory.swap.max=0"
+        return files.parse_number(self._read("memory.swap.peak")), "memory.swap.peak"
 
     def _counters(self, events: dict[str, int]) -> Counters:
         if not any(events.get(name) for name in ("oom", "oom_kill")):
