@@ -34,7 +34,7 @@ REPO = Path(__file__).parents[1]
 UNITS = REPO / "systemd"
 COMMAND = Path("/usr/lib/gwsandbox/venv/bin/gwsandbox")
 RUNTIME = Path("/run/systemd/system")
-NAMES = (f"test{n}" for n in itertools.count())
+NAMES = (f"test{os.getpid()}n{n}" for n in itertools.count())  # the journal keeps those of earlier runs
 
 
 def run(*argv: str | Path, check: bool = True) -> str:
