@@ -2,7 +2,7 @@
 
 A guest runs as the same user as the supervisor and may stop or kill it. A stopped one would hold no deadline
 any more, so the keeper continues it at once. When it was killed, the keeper kills and removes what it left:
-through its cgroups, or as the subreaper that its orphans are handed to.
+through its cgroups, and as the subreaper that its orphans are handed to.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     # A caller that ignores it has its children reaped by the kernel, and wait() would tell us nothing.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if backend.needs_subreaper:
-        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     code = 1
     try:
         pid = os.fork()
@@ -43,7 +42,8 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
             os.close(link)
             code = _wait(pid)
             if code:
-                _clear_up(backend)
+                backend.destroy()
+                kill_children()  # the zygote too, which is in no cgroup of ours
     except BaseException:  # noqa: BLE001 - a bug of ours: said where people look, then cleared up after
         traceback.print_exc()
     finally:
@@ -52,16 +52,12 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
 
 def _wait(pid: int) -> int:
     while True:
-        _, status = os.waitpid(pid, os.WUNTRACED)
+        found, status = os.waitpid(-1, os.WUNTRACED)
+        if found != pid:  # a dead guest's orphan
+            continue
         if not os.WIFSTOPPED(status):
             return 0 if status == 0 else 1
         os.kill(pid, signal.SIGCONT)
-
-
-def _clear_up(backend: Backend) -> None:
-    backend.destroy()
-    if backend.needs_subreaper:
-        kill_children()
 
 
 def kill_children() -> None:

@@ -1,24 +1,25 @@
-"""``gwsandbox doctor`` and ``gwsandbox clean``: what they find and say, and what is left alone."""
+"""``gwsandbox doctor`` and ``gwsandbox clean``: what they find and say, and what is left alone.
+
+What the doctor says of hosts that are not as they should be is in test_cli_doctor_host.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import CLI, HANG_AFTER, cli, environment, rows, running
+from cli_support import cli, rows, running
 from features import missing
 from support import BackendName, Program
 
 from gwsandbox import Enforcement, Outcome, Task, TaskResult
 from gwsandbox.cgroup.root import find_root
 from gwsandbox.cli import probes
-from gwsandbox.cli.host import cgroup_version
 
 LIMITS = {"memory", "wall_seconds", "cpu_seconds", "cpus", "pids", "open_files", "file_size", "output"}
 HAS_CGROUP = not missing("cgroup2")
@@ -76,67 +77,6 @@ def test_one_screen(backend: BackendName) -> None:
     assert all(f"  --{name} " in done.stdout for name in ("timeout", "cpu-time", "cpus", "pids", "output-limit"))
     end = "Every limit is enforced." if done.returncode == 0 else "Some limits are degraded"
     assert done.stdout.splitlines()[-1].startswith(end)
-
-
-def in_mount_namespace(script: str) -> tuple[int, dict[str, Any]]:
-    """What the doctor says where ``script`` has changed the mounts, for it alone."""
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", f'{script}; exec "$@"', "sh", *CLI, "doctor", "--json"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=HANG_AFTER,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, json.loads(done.stdout)
-
-
-@pytest.mark.root
-@pytest.mark.mount_namespace
-def test_no_cgroups_at_all() -> None:
-    code, report = in_mount_namespace("umount --lazy --recursive /sys/fs/cgroup")
-    assert code == 1
-    assert report["host"]["cgroup"] == "none is mounted"
-    assert {"why": "mount cgroup version 2, as root:", "lines": ["mount -t cgroup2 none /sys/fs/cgroup"]} in report[
-        "advice"
-    ]
-
-
-@pytest.mark.root
-@pytest.mark.mount_namespace
-def test_advice_to_mount_mends_it() -> None:
-    """Where version 1 has no controller: followed to the letter, version 2 is there."""
-    if not HAS_CGROUP:
-        pytest.skip("version 1 has the controllers")
-    code, report = in_mount_namespace("umount --lazy --recursive /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup")
-    assert (code, report["status"]) == (0, "enforced")
-
-
-@pytest.mark.root
-@pytest.mark.mount_namespace
-@pytest.mark.cgroup2
-def test_read_only_cgroups() -> None:
-    """As containers have them."""
-    code, report = in_mount_namespace("mount -o remount,bind,ro /sys/fs/cgroup")
-    assert code == 1
-    assert report["host"]["delegated"] == "no: /sys/fs/cgroup is mounted read-only, as containers have it"
-    (advice,) = report["advice"]
-    assert any("writable-cgroups=true" in line for line in advice["lines"])
-
-
-@pytest.mark.parametrize(
-    ("mounts", "version"),
-    [
-        ("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0", "unified"),
-        ("tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0", "hybrid"),
-        ("tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0", "legacy"),
-        ("proc /proc proc rw 0 0", "none"),
-        ("", "none"),
-    ],
-)
-def test_versions(mounts: str, version: str) -> None:
-    assert cgroup_version(mounts) == version
 
 
 def result(outcome: Outcome, limits: Mapping[str, str], degraded: Mapping[str, str]) -> TaskResult:

@@ -29,7 +29,7 @@ _HELD_BY = {
     "pids": "pids.max",
     "cpus": "cpu.max",
     "cpu_seconds": "cpu.stat + RLIMIT_CPU",
-    "wall_seconds": "deadline + cgroup.kill",
+    "wall_seconds": "deadline + SIGKILL",
     "open_files": "RLIMIT_NOFILE",
     "file_size": "RLIMIT_FSIZE",
     "output": "supervisor",

@@ -6,7 +6,8 @@ Going up from the own cgroup, the first of these is it:
 2. a cgroup that systemd marked as delegated (``Delegate=yes``), which it does by an extended attribute; only
    a user's manager does not mark, and is asked;
 3. the root of the cgroup namespace or hierarchy, where no systemd manages it and it can be written: a
-   container's, or a host's without systemd.
+   container's, or a host's without systemd. A container that shares the host's namespace sees the host's root,
+   which the host's systemd manages.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ WANTED = ("memory", "pids", "cpu", "io")
 RUN_NAME = re.compile(r"gwsandbox-(\d+)-(\d+)-\d+")
 _LEAF_PATH = re.compile(r".*/gwsandbox-\d+-\d+-\d+/task-\d+")
 _USER_MANAGER = re.compile(r"user@\d+\.service")
+_SYSTEMD_UNIT = re.compile(r"\.(slice|service|scope)(/|$)")
 _REMEDY = "start it under: systemd-run{} --scope -p Delegate=yes -- COMMAND, or set Delegate=yes in its unit"
 
 
 class NotDelegated(CgroupError):
     """There is cgroup v2, but no part of it is ours. systemd may give us one."""
+
+
+class WrongNamespace(CgroupError):
+    """There is cgroup v2, but its namespace does not show what is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +65,18 @@ def find_root() -> DelegatedRoot:
             if unit is None:
                 break
             return usable(MOUNT + unit)
-        if _LEAF_PATH.fullmatch(path) or _is_marked(path) or _is_free_top(path):
+        if _LEAF_PATH.fullmatch(path) or is_marked(path):
             return usable(path)
+    if not _systemd_runs():
+        return usable(_free_top(own))
     raise NotDelegated(
         "find delegated root: no cgroup from the process's own upwards is delegated", path=own, remedy=_remedy()
     )
 
 
 def _remedy() -> str:
+    if not _systemd_runs():
+        return "gwsandbox doctor says what mends it"
     return _REMEDY.format(" --user" if os.geteuid() else "")
 
 
@@ -80,12 +90,25 @@ def _own_cgroup() -> str:
     with open("/proc/self/cgroup", encoding="utf-8") as file:
         entry = next((line for line in file if line.startswith("0::")), "0::/").strip()[3:]
     if entry.startswith("/.."):
-        raise CgroupError(
+        raise WrongNamespace(
             "find delegated root: the process is outside of its cgroup namespace",
             path=entry,
-            remedy="mount the cgroup file system of this namespace",
+            remedy="enter the container by its runtime (docker exec), or join its cgroup first: see gwsandbox doctor",
+        )
+    if _is_mount_of_outer_namespace():
+        raise WrongNamespace(
+            "find delegated root: the mount is of another cgroup namespace than the process",
+            path=MOUNT,
+            remedy=f"mount this one's, as root: umount -lR {MOUNT} && mount -t cgroup2 none {MOUNT}",
         )
     return (MOUNT + entry).rstrip("/")
+
+
+def _is_mount_of_outer_namespace() -> bool:
+    """After ``unshare --cgroup`` alone: paths start at the new namespace's root, the mount still at the old one's."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        roots = [words[3] for words in map(str.split, file) if words[4] == MOUNT]
+    return roots[-1:] != [] and roots[-1].startswith("/..")
 
 
 def _upward(path: str) -> list[str]:
@@ -96,7 +119,7 @@ def _upward(path: str) -> list[str]:
     return found
 
 
-def _is_marked(path: str) -> bool:
+def is_marked(path: str) -> bool:
     """Whether systemd delegated this cgroup: user.delegate since version 251, trusted.delegate for root."""
     for name in ("user.delegate", "trusted.delegate"):
         with contextlib.suppress(OSError):
@@ -104,9 +127,23 @@ def _is_marked(path: str) -> bool:
     return False
 
 
-def _is_free_top(path: str) -> bool:
-    """Whether this is the top, and no systemd inside of this namespace manages it."""
-    return path == MOUNT and not os.path.isdir("/run/systemd/system")
+def _systemd_runs() -> bool:
+    return os.path.isdir("/run/systemd/system")
+
+
+def _free_top(own: str) -> str:
+    """The top, which no systemd inside of this namespace manages.
+
+    Raises:
+        WrongNamespace: One outside of it does, as the own path shows.
+    """
+    if _SYSTEMD_UNIT.search(own):
+        raise WrongNamespace(
+            "find delegated root: the container shares the cgroup namespace of its host, whose systemd manages it",
+            path=own,
+            remedy="start the container with --cgroupns=private",
+        )
+    return MOUNT
 
 
 def usable(path: str) -> DelegatedRoot:

@@ -89,8 +89,12 @@ def _enable(controllers: frozenset[str], folder: int, path: str) -> None:
 
 def _move_processes(folder: int, path: str) -> None:
     aside = f"{path}/{_ASIDE}"
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(aside, 0o755)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise CgroupError("step aside", path=aside, errno=error.errno or 0) from error
     target = _open_folder(aside)
     try:
         # A process that forks while its parent moves is seen on the next round.

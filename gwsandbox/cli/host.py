@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gwsandbox import scope
-from gwsandbox.cgroup.root import MOUNT, WANTED, find_root
+from gwsandbox.cgroup.root import MOUNT, WANTED, NotDelegated, WrongNamespace, find_root, is_marked
 from gwsandbox.errors import CgroupError
 
 CgroupVersion = Literal["unified", "hybrid", "legacy", "none"]
@@ -79,7 +80,8 @@ def _advise_unified(host: Host, version: CgroupVersion) -> None:
         return
     host.advise(
         "boot the host with cgroup version 2; with GRUB, as root:",
-        """sed -i 's/^GRUB_CMDLINE_LINUX="/&systemd.unified_cgroup_hierarchy=1 /' /etc/default/grub""",
+        # As the last word, which wins: the line may hold the opposite.
+        r"""sed -i 's/^\(GRUB_CMDLINE_LINUX=".*\)"/\1 systemd.unified_cgroup_hierarchy=1"/' /etc/default/grub""",
         "update-grub && reboot",
     )
 
@@ -88,50 +90,51 @@ def _advise_unified(host: Host, version: CgroupVersion) -> None:
 
 
 def _look_at_delegation(host: Host, refused: CgroupError | None) -> None:
-    own = _own_group()
-    host.facts["own group"] = own.removeprefix(MOUNT) or "/"
+    host.facts["own group"] = _shown(_own_group())
     if os.statvfs(MOUNT).f_flag & os.ST_RDONLY:
         host.facts["delegated"] = f"no: {MOUNT} is mounted read-only, as containers have it"
-        host.advise(
-            "start the container with a writable cgroup namespace:",
-            "docker run --cgroupns=private --security-opt writable-cgroups=true …   (Docker 28 or later)",
-            "podman run --cgroupns=private --security-opt unmask=/sys/fs/cgroup …",
-        )
+        _advise_container(host)
         return
     try:
         top = find_root().path
-        host.facts["delegated"] = top.removeprefix(MOUNT) or "/"
-    except CgroupError as error:
-        top = error.path if error.path.startswith(MOUNT) else own
-        host.facts["delegated"] = _no_root(error, refused)
+        host.facts["delegated"] = _shown(top)
+    except WrongNamespace as error:
+        host.facts["delegated"] = _no(error)
+        _advise_namespace(host, error)
+        return
+    except NotDelegated as error:
+        top = _own_group() if refused else _above_scopes()
+        host.facts["delegated"] = _no(error) if refused else "no, but systemd gives a scope of its own to each run"
+        if refused:
+            _advise_delegation(host)
+    except CgroupError as error:  # without a controller that is needed
+        top = error.path
+        host.facts["delegated"] = _no(error)
     _look_at_controllers(host, top)
     _look_at_files(host, top)
-    if refused is not None and not host.advice:
+    if refused and not host.advice:
         _advise_delegation(host)
 
 
-def _no_root(error: CgroupError, refused: CgroupError | None) -> str:
-    if refused is None:
-        return "no, but systemd gives a scope of its own to each run"
+def _no(error: CgroupError) -> str:
     return f"no: {error.step.removeprefix('find delegated root: ')}"
+
+
+def _above_scopes() -> str:
+    """Of the groups above the scopes that systemd gives us, the lowest that is there already."""
+    uid = os.geteuid()
+    return f"{MOUNT}/user.slice/user-{uid}.slice/user@{uid}.service" if uid else MOUNT
 
 
 def _look_at_controllers(host: Host, top: str) -> None:
     """Which controllers reach the delegated group, and above which group the others end."""
     ends = {name: where for name in WANTED if (where := _lacking_ancestor(top, name))}
     there = " ".join(name for name in WANTED if name not in ends) or "none"
-    missing = "; ".join(f"{name} ends at {where.removeprefix(MOUNT) or '/'}" for name, where in ends.items())
+    missing = "; ".join(f"{name} ends at {_shown(where)}" for name, where in ends.items())
     host.facts["controllers"] = f"{there}{'; ' if missing else ''}{missing}"
-    needed = [name for name in ends if name != "io"]  # no limit of ours uses it yet
-    if not needed:
-        return
-    lines = [f"[Service] Delegate={' '.join(WANTED)}", "systemctl daemon-reload"]
-    if any("/user@" in f"{where}/" for where in ends.values()) or "/user.slice" in top:
-        lines[0] = f"in /etc/systemd/system/user@.service.d/delegate.conf: {lines[0]}"
-        lines[1] += " && systemctl restart user@UID.service"
-    else:
-        lines[0] = f"in the unit, or the one above that names it: {lines[0]}"
-    host.advise(f"have systemd give the {' and '.join(needed)} controller on:", *lines)
+    ends.pop("io", None)  # no limit of ours uses it yet
+    if ends and not host.advice:  # a delegated group, which other advice gets, has them all
+        _advise_controllers(host, top, ends)
 
 
 def _lacking_ancestor(top: str, controller: str) -> str:
@@ -146,7 +149,7 @@ def _lacking_ancestor(top: str, controller: str) -> str:
 
 def _look_at_files(host: Host, top: str) -> None:
     """Which files this kernel does not have; not asked of the hierarchy's root, which lacks many."""
-    folder = top if top != MOUNT else _some_group()
+    folder = top if os.path.exists(f"{top}/cgroup.events") else _some_group()
     if not folder:
         return
     controllers = _read(f"{folder}/cgroup.controllers").split()
@@ -169,19 +172,100 @@ def _own_group() -> str:
     return (MOUNT + next((line[3:] for line in lines if line.startswith("0::")), "/")).rstrip("/")
 
 
-def _advise_delegation(host: Host) -> None:
-    user = " --user" if os.geteuid() else ""
-    if os.path.isdir("/run/systemd/system"):
-        if os.geteuid() and not os.path.exists(scope.bus_path()):
-            host.advise("have a user manager, and its bus:", "loginctl enable-linger $USER")
-            return
+def _shown(path: str) -> str:
+    return path.removeprefix(MOUNT) or "/"
+
+
+# --- what mends the want of it ---------------------------------------------------------------------------
+
+
+def _advise_container(host: Host) -> None:
+    host.advise(
+        "start the container with a writable cgroup namespace:",
+        "docker run --cgroupns=private --security-opt writable-cgroups=true …   (Docker 28 or later)",
+        "podman run --cgroupns=private --security-opt unmask=/sys/fs/cgroup …",
+    )
+
+
+def _advise_namespace(host: Host, error: WrongNamespace) -> None:
+    if error.path == MOUNT:
+        # mount(2) refuses to put a file system on top of itself, of another namespace or not.
         host.advise(
-            "give gwsandbox a cgroup of its own; for one command, or in the unit that runs it:",
-            f"systemd-run{user} --scope -p Delegate=yes -- COMMAND",
-            f"[Service] Delegate={' '.join(WANTED)}",
+            "mount the file system of this cgroup namespace, as root:",
+            f"umount -lR {MOUNT}",
+            f"mount -t cgroup2 none {MOUNT}",
+        )
+    elif error.path.startswith("/.."):
+        # From inside it cannot be mended: the kernel moves no process into a namespace from there (nsdelegate).
+        host.advise(
+            "enter the container by its runtime, or join the cgroup of a process PID in it first, as root on its host:",
+            f"echo $$ >{MOUNT}$(sed -n s/^0:://p /proc/PID/cgroup)/cgroup.procs",
+            "nsenter --target PID --cgroup --mount -- COMMAND",
         )
     else:
-        host.advise("give this user a cgroup, as root:", f"chown -R $USER {_own_group()}")
+        _advise_container(host)
+
+
+def _advise_delegation(host: Host) -> None:
+    uid = os.geteuid()
+    if not os.path.isdir("/run/systemd/system"):
+        files = "cgroup.procs cgroup.subtree_control cgroup.threads"
+        host.advise("give this user its cgroup, as root:", f"cd {_own_group()} && chown {uid} . {files}")
+        return
+    if uid and not os.path.exists(scope.bus_path()):
+        host.advise("have a user manager, and its bus, as root:", f"loginctl enable-linger {uid}")
+        return
+    _advise_scope(host)
+    unit = next(reversed(_units(_own_group())), "")
+    if unit.endswith(".service") and not is_marked(unit):
+        _advise_unit(host, "or for good", unit)
+
+
+def _advise_controllers(host: Host, top: str, ends: dict[str, str]) -> None:
+    """Name the unit that passes them on: the first at or below the group where they end."""
+    where = min(ends.values(), key=len)
+    unit = next((path for path in _units(top) if f"{path}/".startswith(f"{where}/")), "")
+    names = " and ".join(ends)
+    if unit.endswith(".service"):
+        _advise_unit(host, f"have systemd give the {names} controller on", unit)
+    elif unit:
+        _advise_scope(host)
+    else:
+        host.advise(
+            f"give the container the {names} controller, in the unit that runs it on its host:",
+            f"Delegate={' '.join(WANTED)}",
+        )
+
+
+def _units(path: str) -> list[str]:
+    """The cgroups of the units that hold ``path``, outermost first; slices have no processes of their own."""
+    found = []
+    while path.startswith(MOUNT):
+        if path.endswith((".service", ".scope")):
+            found.append(path)
+        path = os.path.dirname(path)
+    return found[::-1]
+
+
+def _advise_scope(host: Host) -> None:
+    # Under su, sudo and cron the environment does not tell systemd-run where the user's bus is.
+    user = f"XDG_RUNTIME_DIR={os.path.dirname(scope.bus_path())} systemd-run --user" if os.geteuid() else "systemd-run"
+    host.advise("give gwsandbox a cgroup of its own, for one command:", f"{user} --scope -p Delegate=yes -- COMMAND")
+
+
+def _advise_unit(host: Host, why: str, unit: str) -> None:
+    """Delegate to the unit whose cgroup is ``unit``."""
+    name = shlex.quote(os.path.basename(unit))
+    if "/user@" in os.path.dirname(unit):
+        who, systemctl, folder = "in your unit", "systemctl --user", f"~/.config/systemd/user/{name}.d"
+    else:
+        who, systemctl, folder = "in the unit, as root", "systemctl", f"/etc/systemd/system/{name}.d"
+    host.advise(
+        f"{why}, {who}:",
+        f"mkdir -p {folder}",
+        f"printf '[Service]\\nDelegate={' '.join(WANTED)}\\n' >{folder}/delegate.conf",
+        f"{systemctl} daemon-reload && {systemctl} restart {name}",
+    )
 
 
 # --- the kernel ------------------------------------------------------------------------------------------
@@ -202,8 +286,8 @@ def _look_at_swap(host: Host) -> None:
 
 
 def _accounts_swap() -> bool:
-    folder = _own_group() if _own_group() != MOUNT else _some_group()
-    while folder.startswith(f"{MOUNT}/"):
+    folder = _own_group() if os.path.exists(f"{_own_group()}/cgroup.events") else _some_group()
+    while folder.startswith(MOUNT):
         if os.path.exists(f"{folder}/memory.max"):
             return os.path.exists(f"{folder}/memory.swap.max")
         folder = os.path.dirname(folder)

@@ -25,9 +25,13 @@ STATUS = Path("/run/gwsandbox/status")
 USER, UID = "tester", 1000
 PATH = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RUNTIME = f"/run/user/{UID}"
+CONTAINER = "/mnt"  # where its root is; systemd-nspawn takes no overlay of / itself
+# What systemd itself sorts processes by, in a machine that was told to boot hybrid, with version 1, or neither.
+HIERARCHIES = [Path("/sys/fs/cgroup", name) for name in ("unified", "systemd", "")]
 # Where systemd puts the command; all that is left there is killed when an order ends.
 CGROUPS = {
     "unit": "system.slice/gwsandbox-exec.service",
+    "nspawn": "system.slice/gwsandbox-exec.service",
     "user": f"user.slice/user-{UID}.slice/user@{UID}.service/app.slice/gwsandbox-exec.service",
     "root": "user.slice/user-0.slice/gwsandbox-exec.scope",
 }
@@ -173,11 +177,6 @@ def run(channel: Channel, order: dict[str, Any]) -> int:
 
 
 def start(mode: str, order: dict[str, Any], output: int) -> subprocess.Popen[bytes]:
-    argv = [word.replace("$", "$$") for word in order["argv"]]  # a unit's command line knows variables
-    if mode == "root":
-        # Ours is -1000, and a scope's processes are our children.
-        argv = ["choom", "-n", "0", "--", *order["argv"]]
-    command = [*systemd_run(mode), *variables(mode, order["env"]), "--", *argv]
     environment = {"PATH": PATH, "LANG": "C.UTF-8"}
     who: dict[str, Any] = {}
     if mode == "user":
@@ -186,9 +185,20 @@ def start(mode: str, order: dict[str, Any], output: int) -> subprocess.Popen[byt
     if mode == "root":
         # A scope is a child of ours with our environment, not the service manager's.
         environment |= {"HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash"}
+    command = command_line(mode, order["argv"], variables(mode, order["env"]))
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=TREE, **who
     )
+
+
+def command_line(mode: str, argv: list[str], settings: list[str]) -> list[str]:
+    if mode == "root":
+        # Ours is -1000, and a scope's processes are our children.
+        return [*systemd_run(mode), *settings, "--", "choom", "-n", "0", "--", *argv]
+    if mode == "nspawn":
+        argv = nspawn(settings, argv)
+    # A unit's command line knows variables.
+    return [*systemd_run(mode), *settings, "--", *(word.replace("$", "$$") for word in argv)]
 
 
 def systemd_run(mode: str) -> list[str]:
@@ -203,12 +213,25 @@ def systemd_run(mode: str) -> list[str]:
         "--property=Delegate=yes",
         f"--property=ExecStopPost=/usr/local/lib/gwsandbox/record-exit {STATUS}",
     ]
-    return [*common, *service, *(["--user"] if mode == "user" else [])]
+    own = {"user": ["--user"], "nspawn": [f"--property=BindPaths=/:{CONTAINER}:norbind"]}
+    return [*common, *service, *own.get(mode, [])]
+
+
+def nspawn(settings: list[str], argv: list[str]) -> list[str]:
+    """A container without a systemd of its own, as container engines make them; what it writes is lost with it."""
+    return [
+        *("systemd-nspawn", "--quiet", "--pipe", "--as-pid2", "--register=no", "--keep-unit", "--link-journal=no"),
+        # The overlay is in memory; without a source, a folder of the disk that goes with the container.
+        *(f"--directory={CONTAINER}", "--volatile=overlay", "--bind=:/var/tmp", f"--bind={TREE}", f"--bind={OUT}"),
+        *("--hostname=gwsandbox-container", f"--chdir={TREE}", *settings, "--"),
+        # The stub that is its process 1 calls every death by a signal 255.
+        *("sh", "-c", '"$@"; exit $?', "sh", *argv),
+    ]
 
 
 def variables(mode: str, extra: dict[str, str]) -> list[str]:
     values = {"PATH": PATH, "LANG": "C.UTF-8", "OUT": str(OUT)}
-    if mode == "unit":
+    if mode in ("unit", "nspawn"):
         values |= {"HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash"}
     values |= extra
     return [f"--setenv={name}={value}" for name, value in values.items()]
@@ -260,13 +283,23 @@ def exit_code(of_systemd_run: int) -> int:
 
 def end(process: subprocess.Popen[bytes], mode: str) -> None:
     """Kill all that is left of an order, and wait until it is gone."""
-    group = Path("/sys/fs/cgroup", CGROUPS[mode])
+    group = next(mount for mount in HIERARCHIES if mount.exists()) / CGROUPS[mode]
     deadline = time.monotonic() + 20
     # Over and over: a systemd-run that is still asking for its unit would come after a single kill.
     while process.poll() is None or (group.exists() and time.monotonic() < deadline):
-        with contextlib.suppress(OSError):
-            (group / "cgroup.kill").write_text("1")
+        kill_all(group)
         time.sleep(0.02)
+
+
+def kill_all(group: Path) -> None:
+    with contextlib.suppress(OSError):
+        if (group / "cgroup.kill").exists():
+            (group / "cgroup.kill").write_text("1")
+            return
+        # cgroup v1 never had it, and version 2 has it since Linux 5.14.
+        for procs in group.rglob("cgroup.procs"):
+            for pid in procs.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def send_out(channel: Channel) -> None:

@@ -106,9 +106,11 @@ def build_qemu(target: Path) -> None:
 def build_base(suite: str, target: Path) -> None:
     began = time.monotonic()
     say(f"installing {suite} in {target} …")
+    user_space, other_kernel = recipe.MIXED.get(suite, (suite, None))
     with work_folder() as work:
-        packages = ["--variant=minbase", f"--include={recipe.PACKAGES}", *customize_hooks(work)]
-        run_step(f"mmdebstrap {suite}", mmdebstrap(suite, work / "root.tar", *packages), work)
+        hooks = [*customize_hooks(work), *(other_kernel_hook(work, other_kernel) if other_kernel else [])]
+        packages = ["--variant=minbase", f"--include={recipe.PACKAGES}", *hooks]
+        run_step(f"mmdebstrap {suite}", mmdebstrap(user_space, work / "root.tar", *packages), work)
         run_step("unpack the kernel", namespaced(recipe.KERNEL_SETUP, str(work)), work)
         product = work / "product"
         product.mkdir()
@@ -134,11 +136,21 @@ def customize_hooks(work: Path) -> list[str]:
         path = overlay / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    hook = work / "setup"
-    hook.write_text(recipe.SETUP)
-    hook.chmod(0o755)
     folders = shlex.join(str(path) for path in sorted(overlay.iterdir()))
-    return [f"--customize-hook=copy-in {folders} /", f"--customize-hook={shlex.quote(str(hook))}"]
+    return [f"--customize-hook=copy-in {folders} /", script_hook(work / "setup", recipe.SETUP)]
+
+
+def other_kernel_hook(work: Path, release: str) -> list[str]:
+    """Put that release's kernel in the place of the suite's own."""
+    variant = ["--variant=extract", f"--include={recipe.KERNEL_PACKAGE}"]
+    run_step(f"mmdebstrap the kernel of {release}", mmdebstrap(release, work / "kernel.tar", *variant), work)
+    return [script_hook(work / "other-kernel", recipe.OTHER_KERNEL_SETUP)]
+
+
+def script_hook(path: Path, script: str) -> str:
+    path.write_text(script)
+    path.chmod(0o755)
+    return f"--customize-hook={shlex.quote(str(path))}"
 
 
 def build_disk(base: Path, requirements: list[str], target: Path) -> None:

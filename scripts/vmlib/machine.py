@@ -37,11 +37,16 @@ KERNEL_WORDS = (
 
 @dataclass(frozen=True)
 class Boot:
-    """How to start a machine. `login` puts a shell of that user on our terminal instead of logging the console."""
+    """How to start a machine.
+
+    `append` is more words for the kernel; `login` puts a shell of that user on our terminal instead of logging the
+    console.
+    """
 
     image: Image
     memory: str = "6G"
     cpus: int = 2
+    append: str = ""
     login: str | None = None
 
 
@@ -99,7 +104,7 @@ class Machine:
         return [
             *(*program(boot.image.qemu), *acceleration(), "-smp", str(boot.cpus), "-m", boot.memory),
             *("-nodefaults", "-display", "none", "-no-reboot", "-nic", "none", *serial),
-            *("-kernel", str(boot.image.kernel), "-append", f"{KERNEL_WORDS} {boot_words}"),
+            *("-kernel", str(boot.image.kernel), "-append", f"{KERNEL_WORDS} {boot_words} {boot.append}"),
             *("-drive", f"id=disk,file={boot.image.disk},if=none,format=raw,cache=unsafe,snapshot=on"),
             *("-device", "nvme,drive=disk,serial=disk"),
             *("-device", "virtio-rng-pci", "-device", "virtio-serial"),

@@ -3,10 +3,14 @@
 import hashlib
 import json
 
-SUITES = ("trixie", "bookworm", "forky")
+SUITES = ("trixie", "bookworm", "forky", "linux-5.10")
 
+# Suites made of two releases: whose user space, whose kernel. No release with a kernel that old has Python 3.11.
+MIXED = {"linux-5.10": ("bookworm", "bullseye")}
+
+KERNEL_PACKAGE = "linux-image-cloud-amd64"
 PACKAGES = (
-    "bubblewrap,dbus,dbus-user-session,iproute2,kmod,libpam-systemd,linux-image-cloud-amd64,login,passwd,procps,"
+    f"bubblewrap,dbus,dbus-user-session,iproute2,kmod,libpam-systemd,{KERNEL_PACKAGE},login,passwd,procps,"
     "python3,python3-pip,python3-venv,strace,systemd,systemd-container,systemd-sysv,udev"
 )
 
@@ -20,6 +24,8 @@ DPKG_OPTIONS = (
 SUITE_OPTIONS = {
     # mmdebstrap of bookworm itself leaves /bin and /lib apart from /usr, which no installed bookworm does.
     "bookworm": ("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",),
+    # Its last index, of updates too, is older than it says it is valid for.
+    "bullseye": ('--aptopt=Acquire::Check-Valid-Until "false"',),
     # A testing suite's index may be older than it says it is valid for, where the mirror is a frozen copy.
     "forky": ('--aptopt=Acquire::Check-Valid-Until "false"',),
 }
@@ -129,6 +135,17 @@ chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backu
     sys-kernel-tracing.mount kmod-static-nodes.service systemd-binfmt.service systemd-random-seed.service
 """
 
+# Of mixed suites, with the new root's path as $1, and kernel.tar beside this script: the other release's kernel instead
+# of the suite's own. The new root's /lib is a link, which tar would replace by a folder.
+OTHER_KERNEL_SETUP = """#!/bin/sh
+set -eu
+packed=$(dirname "$0")/kernel.tar
+rm -r "$1"/boot/* "$1"/usr/lib/modules/*
+tar --extract --file "$packed" --directory "$1" --wildcards './boot/vmlinuz-*'
+tar --extract --file "$packed" --directory "$1/usr" ./lib/modules
+chroot "$1" depmod "$(ls "$1/usr/lib/modules")"
+"""
+
 # With the work folder as $1, where root.tar is: the kernel, and what the host must know of the new root.
 KERNEL_SETUP = """set -eu
 tar --extract --file "$1/root.tar" --directory "$1/mnt" --wildcards './boot/vmlinuz-*' ./usr/bin/python3
@@ -168,7 +185,9 @@ def qemu_fingerprint() -> str:
 
 def base_fingerprint(suite: str) -> str:
     """Names the packages' content; the machine it is built on has no say in it."""
-    parts = [suite, PACKAGES, DPKG_OPTIONS, SUITE_OPTIONS.get(suite), FILES, SETUP, KERNEL_SETUP]
+    parts: list[object] = [suite, PACKAGES, DPKG_OPTIONS, SUITE_OPTIONS.get(suite), FILES, SETUP, KERNEL_SETUP]
+    if suite in MIXED:
+        parts += [MIXED[suite], [SUITE_OPTIONS.get(release) for release in MIXED[suite]], OTHER_KERNEL_SETUP]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

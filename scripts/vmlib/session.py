@@ -18,7 +18,7 @@ from vmlib.wire import Channel, Gone, Kind, Late
 
 @dataclass(frozen=True)
 class Order:
-    """One command. `role` is unit, user or root; `out` is where what it leaves in $OUT goes."""
+    """One command. `role` is unit, nspawn, user or root; `out` is where what it leaves in $OUT goes."""
 
     argv: list[str]
     role: str = "unit"

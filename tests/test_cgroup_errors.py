@@ -1,0 +1,221 @@
+"""Every refusal that the kernel or systemd can give the cgroup backend, given for real: what is said of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_support import HANG_AFTER, environment
+from support import Program, run_one
+
+from gwsandbox import CgroupError, Limits, scope
+from gwsandbox.cgroup import files, run_group
+from gwsandbox.cgroup.leaf import CgroupBackend
+from gwsandbox.cgroup.root import DelegatedRoot, find_root
+
+pytestmark = pytest.mark.cgroup2
+
+NEEDED = frozenset({"memory", "pids"})
+NO_PROCESS = 4194304  # one above the highest pid_max
+ASKS_FOR_A_SCOPE = """
+import os
+from gwsandbox import CgroupError, scope
+try:
+    scope.start_scope(os.getpid())
+except CgroupError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def group() -> Iterator[str]:
+    """A group of our own, with the controllers."""
+    assert run_one("cgroup", abs, -1).success  # from here on the root gives its controllers on
+    path = f"{find_root().path}/errors"
+    os.mkdir(path)
+    yield path
+    run_group.destroy(path)
+
+
+@pytest.fixture
+def threaded(group: str) -> str:
+    """A group that is not for whole processes."""
+    path = f"{group}/threaded"
+    os.mkdir(path)
+    put(path, "cgroup.type", "threaded")
+    return path
+
+
+def put(path: str, name: str, value: str) -> None:
+    Path(path, name).write_text(value, encoding="ascii")
+
+
+@pytest.fixture
+def folder(group: str) -> Iterator[int]:
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def ends(error: CgroupError, number: int) -> bool:
+    assert error.errno == number
+    return str(error).endswith(f": {os.strerror(number)} [errno {number}]")
+
+
+# --- the kernel ------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_the_kernel_refuses(group: str, folder: int) -> None:
+    with pytest.raises(CgroupError) as caught:
+        files.write("pids.max", "8388608", folder, "write limit", group)
+    assert str(caught.value).startswith(f"write limit: {group}/pids.max ('8388608'): ")
+    assert ends(caught.value, errno.EINVAL)
+
+
+def test_a_file_that_cannot_be_written(group: str, folder: int) -> None:
+    with pytest.raises(CgroupError) as caught:
+        files.write("cgroup.events", "1", folder, "kill", group)
+    assert str(caught.value).startswith(f"kill: {group}/cgroup.events ('1'): ")
+    # An ordinary user may not open it; root may, but not write.
+    assert ends(caught.value, errno.EACCES if os.geteuid() else errno.EINVAL)
+
+
+def test_no_room_for_a_run_group(group: str) -> None:
+    put(group, "cgroup.max.descendants", "0")
+    with pytest.raises(CgroupError, match=f"open run group: {group}/gwsandbox-") as caught:
+        CgroupBackend(DelegatedRoot(group, NEEDED)).prepare(os.getpid())
+    assert ends(caught.value, errno.EAGAIN)
+
+
+def test_no_room_for_a_leaf(group: str) -> None:
+    backend = CgroupBackend(DelegatedRoot(group, NEEDED))
+    backend.prepare(os.getpid())
+    put(group, "cgroup.max.descendants", "1")
+    with pytest.raises(CgroupError, match=f"open leaf: {group}/gwsandbox-.*/task-1") as caught:
+        backend.open(Limits(memory="1GiB"))
+    assert ends(caught.value, errno.EAGAIN)
+    backend.destroy()
+
+
+def test_a_leaf_that_somebody_else_removed(group: str) -> None:
+    backend = CgroupBackend(DelegatedRoot(group, NEEDED))
+    backend.prepare(os.getpid())
+    leaf = backend.open(Limits())
+    os.rmdir(leaf.path)
+    with pytest.raises(CgroupError, match=f"remove leaf: {leaf.path}") as caught:
+        leaf.close()
+    assert ends(caught.value, errno.ENOENT)
+    backend.destroy()
+
+
+def test_controllers_that_are_not_there(group: str) -> None:
+    inner = f"{group}/inner"
+    os.mkdir(inner)
+    with pytest.raises(CgroupError) as caught:
+        run_group.open_run_group(DelegatedRoot(inner, NEEDED))
+    assert str(caught.value).startswith(f"enable controllers: {inner}/cgroup.subtree_control ('+memory +pids'): ")
+    assert ends(caught.value, errno.ENOENT)
+
+
+def test_a_process_that_cannot_step_aside(group: str, threaded: str, folder: int) -> None:
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+        with pytest.raises(CgroupError) as caught:
+            run_group._move_processes(folder, group)
+        assert str(caught.value).startswith(f"step aside: {group}/supervisor/cgroup.procs ('{program.pid}'): ")
+        assert ends(caught.value, errno.EOPNOTSUPP)
+
+
+def test_a_group_that_cannot_be_killed(threaded: str) -> None:
+    fd = os.open(threaded, os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(CgroupError) as caught:
+        run_group.kill(fd, threaded)
+    os.close(fd)
+    assert str(caught.value).startswith(f"kill: {threaded}/cgroup.kill ('1'): ")
+    assert ends(caught.value, errno.EOPNOTSUPP)
+
+
+def test_a_group_in_which_something_lives(group: str) -> None:
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+        with pytest.raises(CgroupError, match=f"remove cgroup: {group}") as caught:
+            run_group.remove(group)
+        assert ends(caught.value, errno.EBUSY)
+
+
+# --- systemd ---------------------------------------------------------------------------------------------
+
+has_systemd = pytest.mark.skipif(scope.why_none() is not None, reason="no systemd to ask")
+
+
+def refused_scope(*before: str, env: dict[str, str] | None = None, options: tuple[str, ...] = ()) -> str:
+    """What is said when no scope is to be had."""
+    done = subprocess.run(
+        [*before, sys.executable, *options, "-c", ASKS_FOR_A_SCOPE],
+        env=env or environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG_AFTER,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.rstrip("\n")
+
+
+@has_systemd
+def test_systemd_refuses() -> None:
+    with pytest.raises(CgroupError) as caught:
+        scope.start_scope(NO_PROCESS)
+    assert caught.value.step.startswith("start scope: systemd said org.freedesktop.")
+    assert caught.value.path == scope.bus_path()
+    assert caught.value.value.startswith(f"gwsandbox-{os.getpid()}-{NO_PROCESS}-")
+    assert caught.value.remedy == "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
+
+
+@pytest.mark.vm
+def test_a_scope_whose_job_fails() -> None:
+    """For the slice that it is to be in cannot be started."""
+    drop_in = Path("/run/systemd/system/gwsandbox.slice.d/test.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Unit]\nAssertPathExists=/none-such\n", encoding="ascii")
+    try:
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+        subprocess.run(["systemctl", "stop", "gwsandbox.slice"], check=True)
+        assert refused_scope().startswith("start scope: its job ended as 'dependency': /run/dbus/system_bus_socket (")
+    finally:
+        shutil.rmtree(drop_in.parent)
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+@pytest.mark.vm
+def test_a_bus_that_nobody_listens_on(tmp_path: Path) -> None:
+    dead = tmp_path / "bus"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(dead))
+    hide = f'mount --bind {dead} /run/dbus/system_bus_socket; exec "$@"'
+    text = refused_scope("unshare", "--mount", "sh", "-ec", hide, "sh")
+    assert text.startswith("start scope: [Errno 111] Connection refused: /run/dbus/system_bus_socket ('gwsandbox-")
+    assert text.endswith("; see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND")
+
+
+@has_systemd
+def test_without_jeepney(tmp_path: Path) -> None:
+    """In an environment that has everything else."""
+    for folder in map(Path, filter(None, sys.path)):
+        if folder.name == "site-packages":
+            for entry in folder.iterdir():
+                if not entry.name.startswith("jeepney") and not (tmp_path / entry.name).exists():
+                    (tmp_path / entry.name).symlink_to(entry)
+    ours = str(Path(scope.__file__).parents[1])
+    text = refused_scope(env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ours}"}, options=("-S",))
+    assert text.startswith("start scope: jeepney is missing ('gwsandbox-")
+    assert text.endswith("; pip install jeepney")
