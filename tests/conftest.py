@@ -56,8 +56,8 @@ def backend(request: pytest.FixtureRequest) -> BackendName:
 
 
 @pytest.fixture(autouse=True)
-def _does_not_hang() -> Iterator[None]:
-    with alarm(HANG_AFTER):
+def _does_not_hang(request: pytest.FixtureRequest) -> Iterator[None]:
+    with alarm(HANG_AFTER * (5 if request.node.get_closest_marker("long") else 1)):
         yield
 
 

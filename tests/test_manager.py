@@ -285,6 +285,7 @@ def test_several_iterables_and_single_tasks_keep_their_order(backend: BackendNam
     assert "".join(result.result for result in manager.task_results) == "abcdef"
 
 
+@pytest.mark.long
 def test_many_tasks_cost_the_caller_no_memory(backend: BackendName) -> None:
     """10,000 no-ops; fewer under emulation."""
     count = times(10_000, at_least=500)

@@ -173,6 +173,7 @@ def corpus() -> dict[str, Path]:
     return names
 
 
+@pytest.mark.long
 def test_the_corpus_is_processed_and_little_is_exposed(instance: Instance) -> None:
     documents = corpus()
     instance.configure(
@@ -205,6 +206,7 @@ def test_the_corpus_is_processed_and_little_is_exposed(instance: Instance) -> No
     assert instance.show("Result") == "success"
 
 
+@pytest.mark.long
 def test_killed_at_random_moments(instance: Instance) -> None:
     """Twenty times. Every file ends in one place, with its rows in the ledger; none is lost or half there."""
     instance.configure(
