@@ -33,7 +33,6 @@ Said = tuple[int, dict[str, Any]]
 
 DOCTOR = shlex.join([*CLI, "doctor", "--json"])
 VARIABLES = ("PATH", "PYTHONPATH", MARK)
-in_vm = pytest.mark.vm
 HAS_CGROUP = not missing("cgroup2")
 KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
 ACCOUNTS_SWAP = os.path.exists("/sys/fs/cgroup/system.slice/memory.swap.max")
@@ -142,7 +141,8 @@ ALONE = ("TasksAccounting=no", "TasksMax=infinity", "MemoryAccounting=no", "CPUA
 NO_BUS = "InaccessiblePaths=/run/dbus"
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 @pytest.mark.parametrize(("given", "lacking"), [("memory", "pids and cpu"), ("pids cpu", "memory")])
 def test_a_controller_without_which_there_is_no_backend(tmp_path: Path, given: str, lacking: str) -> None:
@@ -160,7 +160,8 @@ def test_a_controller_without_which_there_is_no_backend(tmp_path: Path, given: s
         is_mended(made.after(lines(report)))
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_controller_that_ends_further_up(tmp_path: Path) -> None:
     """No member of the outer slice asks for it, so the inner one is the first group without."""
@@ -178,7 +179,8 @@ def test_a_controller_that_ends_further_up(tmp_path: Path) -> None:
         is_mended(made.after(lines(report)))
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_scope_without_a_controller() -> None:
     """A scope lasts as long as its command, so the advice is another one."""
@@ -192,7 +194,8 @@ def test_a_scope_without_a_controller() -> None:
     assert advice["lines"] == ["systemd-run --scope -p Delegate=yes -- COMMAND"]
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_nothing_delegated_and_no_bus(tmp_path: Path) -> None:
     with unit(tmp_path, NO_BUS) as made:
@@ -218,7 +221,8 @@ def test_nothing_delegated_and_no_bus(tmp_path: Path) -> None:
         is_mended(again.after("systemctl daemon-reload", lines(report, 1)))
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_nothing_delegated_and_nothing_wrong_with_it(tmp_path: Path) -> None:
     """systemd gives a scope, with all controllers whatever the unit has: there is nothing to mend."""
@@ -229,7 +233,8 @@ def test_nothing_delegated_and_nothing_wrong_with_it(tmp_path: Path) -> None:
         assert report["host"]["controllers"] == "memory pids cpu io"
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_delegated_group_that_may_have_no_further_groups(tmp_path: Path) -> None:
     """Another reason than those that the doctor knows: a group of one's own mends most of them."""
@@ -285,7 +290,8 @@ def user() -> Iterator[User]:
     assert done.returncode == 0, done
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_no_user_manager(user: User) -> None:
     code, report = user.ask()
@@ -302,7 +308,8 @@ def test_no_user_manager(user: User) -> None:
     is_mended(user.ask())
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_user_manager_that_refuses(user: User) -> None:
     user.put(".config/systemd/user/x", "")
@@ -318,7 +325,8 @@ def test_a_user_manager_that_refuses(user: User) -> None:
     assert (code, report["advice"]) == (0, [])
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_user_manager_without_a_controller(user: User) -> None:
     drop_in = Path(f"/etc/systemd/system/user@{user.uid}.service.d/a.conf")
@@ -338,7 +346,8 @@ def test_a_user_manager_without_a_controller(user: User) -> None:
     is_mended(user.ask())
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_unit_of_the_users_without_a_controller(user: User) -> None:
     user.put("doctor/x", "")
@@ -387,7 +396,8 @@ mkdir /sys/fs/cgroup/systemd /sys/fs/cgroup/unified
 mount -t cgroup -o none,name=gwsandboxtest none /sys/fs/cgroup/systemd"""
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("script", "version"),
     [
@@ -444,7 +454,8 @@ def test_read_only_cgroups() -> None:
     assert any("writable-cgroups=true" in line for line in advice["lines"])
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_container_in_its_hosts_cgroup_namespace(tmp_path: Path) -> None:
     """All groups of the host are there and can be written, and none of them is ours."""
@@ -464,7 +475,8 @@ def test_a_container_in_its_hosts_cgroup_namespace(tmp_path: Path) -> None:
         assert (code, report["advice"], report["host"]["delegated"]) == (0, [], "/")
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_container_without_a_controller(tmp_path: Path) -> None:
     settings = ["Slice=gwsandboxtest.slice", *ALONE]
@@ -478,7 +490,8 @@ def test_a_container_without_a_controller(tmp_path: Path) -> None:
         assert made.start()[0] == 0
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_an_ordinary_user_in_a_container(tmp_path: Path) -> None:
     nobody = f"setpriv --reuid=65534 --regid=65534 --clear-groups {DOCTOR}"
@@ -493,7 +506,8 @@ def test_an_ordinary_user_in_a_container(tmp_path: Path) -> None:
         assert made.start()[0] == 0
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_a_cgroup_namespace_without_its_mount(tmp_path: Path) -> None:
     """After unshare --cgroup alone, paths and mount do not fit together."""
@@ -511,7 +525,8 @@ def test_a_cgroup_namespace_without_its_mount(tmp_path: Path) -> None:
         is_mended(made.start())
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 def test_outside_of_the_cgroup_namespace() -> None:
     """As after nsenter(1), which takes nobody along into the container's cgroup."""
@@ -561,7 +576,8 @@ def test_what_the_kernel_lacks_is_what_is_not_there() -> None:
     assert lacking == [name for name, version in since.items() if version > KERNEL]
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 @pytest.mark.swap
 @pytest.mark.skipif(not ACCOUNTS_SWAP, reason="this kernel does not account swap")
@@ -574,7 +590,8 @@ def test_swap() -> None:
         assert sh(f"swapon {shlex.join(areas)}").returncode == 0
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 @pytest.mark.cgroup2
 @pytest.mark.swap
 @pytest.mark.skipif(ACCOUNTS_SWAP, reason="this kernel accounts swap")
@@ -612,7 +629,8 @@ def sysctl(name: str, value: str) -> Iterator[None]:
         path.write_text(before, encoding="ascii")
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 def test_user_namespaces() -> None:
     assert hardening(said(sh(f"exec {DOCTOR}")))[0] == "user namespaces"
     with sysctl("user/max_user_namespaces", "0"):
@@ -633,7 +651,8 @@ def test_seccomp_and_landlock_as_the_kernel_itself_tells() -> None:
         assert found_landlock == ("Landlock" if landlock else "no Landlock")
 
 
-@in_vm
+@pytest.mark.vm
+@pytest.mark.thorough
 def test_where_the_kernel_does_not_say() -> None:
     answer = in_mount_namespace("umount /sys/kernel/security; mount -t tmpfs none /proc/sys/kernel/seccomp")
     assert hardening(answer)[1:] == ["no seccomp filters", "Landlock unknown (securityfs is not mounted)"]
