@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gwsandbox.judge import Reason
 from gwsandbox.limits import Limits
 from gwsandbox.result import Enforcement, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(NamedTuple):
     """The kernel's out-of-memory counters of one cell; see ``judge.Evidence`` for their meaning."""
 
     oom_events: int = 0
@@ -24,8 +22,7 @@ class Counters:
     oom_kills_local: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """What a look at a running cell gave: a reason to end it, and when to look again.
 
     ``after`` is in seconds; ``None`` is never.

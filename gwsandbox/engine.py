@@ -8,7 +8,6 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 import weakref
@@ -128,6 +127,8 @@ class Engine:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _spawn(self, others: socket.socket, gate: int) -> int:
+        import subprocess  # noqa: PLC0415 - it imports threading, which every later fork pays for
+
         process = subprocess.Popen(
             [sys.executable, "-c", _FORKSERVER, str(others.fileno()), str(gate)],
             pass_fds=(others.fileno(), gate),

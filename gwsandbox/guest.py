@@ -8,6 +8,7 @@ that a fresh fork writes to costs it a page fault.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import gc
@@ -15,7 +16,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -70,10 +70,10 @@ class Common(NamedTuple):
     manner: Manner
 
 
-class Setup(NamedTuple):
-    """What one guest is started with.
+class Setup:
+    """What one guest is started with. The zygote has one, and fills it anew for each: to make one is pages written.
 
-    Args:
+    Attributes:
         task: What to run; a task that was queued late as its bytes, or as a descriptor that holds them.
         is_command: Whether it is a program.
         data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
@@ -97,7 +97,9 @@ class Setup(NamedTuple):
     stdin: int | None
     stdout: int | None
     stderr: int | None
-    common: Common
+
+    def __init__(self, common: Common) -> None:
+        self.common = common
 
 
 def look_around(control: int, manner: Manner) -> Common:
@@ -293,7 +295,8 @@ def _exit_code(error: BaseException) -> int:
 
 def _finish_interpreter() -> None:
     """As multiprocessing.Process ends: wait for the task's threads and queues, then flush."""
-    if threading.active_count() > 1:
+    threading = sys.modules.get("threading")
+    if threading is not None and _thread._count():
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
@@ -301,8 +304,10 @@ def _finish_interpreter() -> None:
     if util is not None:
         util._exit_function()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, closed, or its reader is gone
+        try:  # noqa: SIM105 - suppress is Python code, and pages written
             stream.flush()
+        except (AttributeError, OSError, ValueError):  # None, closed, or its reader is gone
+            pass
 
 
 def _execute(setup: Setup, command: Command) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gwsandbox.result import Outcome
 
@@ -47,8 +47,7 @@ class Delivery(enum.Enum):
     """A step of ours before the task failed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Everything that a verdict rests on. Counters that were not measured are 0.
 
     Args:

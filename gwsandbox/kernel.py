@@ -7,6 +7,7 @@ those of x86_64 and, from clone3 on, of every architecture (include/uapi/asm-gen
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import struct
@@ -47,6 +48,7 @@ for _hook in (_python.PyOS_BeforeFork, _python.PyOS_AfterFork_Child, _python.PyO
 # struct clone_args up to its version 2, that of Linux 5.7: flags, pidfd, child_tid, parent_tid, exit_signal,
 # stack, stack_size, tls, set_tid, set_tid_size, cgroup.
 _CLONE_ARGS = struct.Struct("=11Q")
+_CLONE3, _CLONE_ARGS_SIZE = ctypes.c_long(_SYS_CLONE3), ctypes.c_size_t(_CLONE_ARGS.size)
 
 
 def _fail(call: str) -> OSError:
@@ -79,6 +81,7 @@ def renameat2(source: str, target: str, flags: int) -> None:
         raise _fail("renameat2")
 
 
+@functools.cache
 def _tid_address() -> int:
     """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
     address = ctypes.c_ulong()
@@ -103,7 +106,7 @@ def clone3(cgroup: int | None) -> int:
         flags |= CLONE_INTO_CGROUP
     # With CLONE_PARENT the signal at the child's exit must be 0 here: it is our own.
     arguments = _CLONE_ARGS.pack(flags, 0, tid, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
-    return _fork("clone3", ctypes.c_long(_SYS_CLONE3), arguments, ctypes.c_size_t(_CLONE_ARGS.size))
+    return _fork("clone3", _CLONE3, arguments, _CLONE_ARGS_SIZE)
 
 
 def clone() -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gwsandbox.limits import Limits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """What all tasks of a run have in common; see ``ProcessManager``.
 
     ``timeout_seconds`` and ``memory_limit_in_gib`` are as the user wrote them, for the results to show.

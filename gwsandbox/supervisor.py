@@ -42,7 +42,7 @@ import select
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gwsandbox.attempt import Attempt, Steps, failure, report
 from gwsandbox.backend import Backend
@@ -64,8 +64,7 @@ _UNREAD_DESCRIPTORS = 32
 _AHEAD = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(NamedTuple):
     """What a supervisor needs to know of its run.
 
     Args:

@@ -31,7 +31,9 @@ from gwsandbox.task import Command, Task
 # of ``_ROLES``; what follows is the packed task where it was queued late and is small.
 _MESSAGE = struct.Struct("=QQBB")
 _ANSWER = struct.Struct("=i")  # pid, or minus an errno
+_RIGHTS = [struct.Struct(f"={count}i") for count in range(8)]  # descriptors, as they come along
 _ROLES = ("result", "go", "cgroup", "work", "stdin", "stdout", "stderr")
+_CGROUP, _WORK, _STDIN, _STDOUT, _STDERR = (1 << place for place in range(2, len(_ROLES)))
 LARGEST_WORK = 1 << 16  # bytes of a packed task up to which it travels in the message
 _OOM_SCORE_RAISE = 500  # of 1000: guests go before the user's own service, after whatever asked to be first
 _CLONE3_REFUSED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.E2BIG})
@@ -140,21 +142,26 @@ def _raise_oom_score() -> None:
 def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common: guest.Common) -> None:
     clone3_works = True
     space = socket.CMSG_SPACE(4 * len(_ROLES))
+    message = bytearray(_MESSAGE.size + LARGEST_WORK)
+    setup = guest.Setup(common)
     while True:
-        message, ancillary, flags, _ = control.recvmsg(_MESSAGE.size + LARGEST_WORK, space, socket.MSG_CMSG_CLOEXEC)
-        if not message:
+        size, ancillary, flags, _ = control.recvmsg_into([message], space, socket.MSG_CMSG_CLOEXEC)
+        if not size:
             return
-        descriptors = array.array("i", ancillary[0][2] if ancillary else b"")
+        rights = ancillary[0][2] if ancillary else b""
+        descriptors = _RIGHTS[len(rights) // 4].unpack(rights)
         if flags & socket.MSG_CTRUNC:  # not all of them fit below RLIMIT_NOFILE
             for fd in descriptors:
                 os.close(fd)
             control.send(_ANSWER.pack(-errno.EMFILE))
             continue
         # Here and not in the guest, which pays a page fault for each page that it is the first to write to.
-        setup = _setup(message, descriptors, brought, common, born_inside=clone3_works)
+        _fill(setup, message, size, descriptors, brought)
+        setup.born_inside = clone3_works
         pid, clone3_works = _fork(setup.cgroup, clone3_works=clone3_works)
         if pid == 0:
-            guest.live(setup if clone3_works else setup._replace(born_inside=False))
+            setup.born_inside = clone3_works
+            guest.live(setup)
         control.send(_ANSWER.pack(pid))
         for fd in descriptors:
             os.close(fd)
@@ -174,22 +181,20 @@ def _fork(cgroup: int | None, *, clone3_works: bool) -> tuple[int, bool]:
         return -(error.errno or errno.EAGAIN), False
 
 
-def _setup(
-    message: bytes,
+def _fill(
+    setup: guest.Setup,
+    message: bytearray,
+    size: int,
     descriptors: Sequence[int],
     brought: Mapping[int, Task | Command],
-    common: guest.Common,
-    *,
-    born_inside: bool,
-) -> guest.Setup:
-    number, data_limit, is_command, mask = _MESSAGE.unpack_from(message)
+) -> None:
+    number, setup.data_limit, is_command, mask = _MESSAGE.unpack_from(message)
+    setup.is_command = bool(is_command)
     present = iter(descriptors)
-    result, go, cgroup, work, stdin, stdout, stderr = [
-        next(present) if mask & 1 << place else None for place in range(len(_ROLES))
-    ]
-    assert result is not None
-    assert go is not None
-    task = brought.get(number) or work or message[_MESSAGE.size :]
-    return guest.Setup(
-        task, bool(is_command), data_limit, born_inside, result, go, cgroup, stdin, stdout, stderr, common
-    )
+    setup.result, setup.go = next(present), next(present)
+    setup.cgroup = next(present) if mask & _CGROUP else None
+    work = next(present) if mask & _WORK else None
+    setup.stdin = next(present) if mask & _STDIN else None
+    setup.stdout = next(present) if mask & _STDOUT else None
+    setup.stderr = next(present) if mask & _STDERR else None
+    setup.task = brought.get(number) or work or bytes(message[_MESSAGE.size : size])

@@ -104,6 +104,19 @@ def test_no_room_for_a_leaf(group: str) -> None:
     backend.destroy()
 
 
+def test_a_leaf_whose_limits_the_kernel_refuses_leaves_nothing(group: str) -> None:
+    backend = CgroupBackend(DelegatedRoot(group, NEEDED))
+    backend.prepare(os.getpid())
+    limits = Limits()
+    object.__setattr__(limits, "pids", 8388608)  # which a user's would refuse
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(CgroupError, match=f"write limit: {group}/gwsandbox-.*/task-1/pids.max"):
+        backend.open(limits)
+    assert os.listdir("/proc/self/fd") == before
+    assert not list(Path(group).glob("*/task-1"))
+    backend.destroy()
+
+
 def test_a_leaf_that_somebody_else_removed(group: str) -> None:
     backend = CgroupBackend(DelegatedRoot(group, NEEDED))
     backend.prepare(os.getpid())

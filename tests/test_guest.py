@@ -486,6 +486,21 @@ def test_forkserver_imports_what_the_caller_could(backend: BackendName, tmp_path
         del sys.modules["only_here"]
 
 
+def test_we_load_nothing_that_every_fork_pays_for(backend: BackendName) -> None:
+    """``threading`` runs Python code in every child of a fork: half as much again as the fork itself."""
+    source = f"""
+import sys
+from gwsandbox import ProcessManager, Task
+def loaded():
+    return "threading" in sys.modules
+with ProcessManager(1, backend="{backend}") as manager:
+    manager.queue_task(Task(loaded))
+print(manager.task_results[0].result, loaded())
+"""
+    with Program(source) as program:
+        assert program.line() == "False False"
+
+
 # --- a step of ours that fails ---------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Self
 
 from gwsandbox import process_tree, scope
@@ -36,9 +35,8 @@ _HELD_BY = {
 }
 
 
-@dataclass(slots=True)
 class _Fork:
-    """Bytes that a fresh fork has mapped; measured once, and only where the kernel tells no peak."""
+    """``resident`` bytes that a fresh fork has mapped; measured once, and only where the kernel tells no peak."""
 
     resident: int | None = None
 
@@ -117,13 +115,13 @@ class CgroupBackend:
             os.mkdir(name, 0o755, dir_fd=self._folder)
         except OSError as error:
             raise CgroupError("open leaf", path=path, errno=error.errno or 0) from error
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.rmdir, name, dir_fd=self._folder)
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+            undo.callback(os.close, folder)
             leaf = Leaf(path, folder, asked, self._enforcements[key], self._fork)
             leaf.write_limits()
-        except BaseException:
-            os.rmdir(name, dir_fd=self._folder)
-            raise
+            undo.pop_all()
         return leaf
 
     def _enforce(self, asked: tuple[str, ...]) -> Enforcement:

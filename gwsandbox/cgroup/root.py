@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gwsandbox import scope
 from gwsandbox.errors import CgroupError
@@ -39,8 +39,7 @@ class WrongNamespace(CgroupError):
     """There is cgroup v2, but its namespace does not show what is ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class DelegatedRoot:
+class DelegatedRoot(NamedTuple):
     """A cgroup under which leaves may be made.
 
     Args:
