@@ -16,7 +16,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from gwsandbox import kernel, transport
@@ -317,10 +317,12 @@ def _execute(setup: Setup, command: Command) -> int:
         if command.cwd is not None:
             os.chdir(command.cwd)
         culprit = command.argv[0]
-        env: Mapping[str, str] = os.environ if command.env is None else command.env
         if setup.data_limit:
             resource.setrlimit(resource.RLIMIT_DATA, (setup.data_limit, setup.data_limit))
-        os.execvpe(command.argv[0], command.argv, env)
+        if command.env is None:
+            os.execvp(command.argv[0], command.argv)
+        else:
+            os.execvpe(command.argv[0], command.argv, command.env)
     except OSError as error:
         # Named as it was given: execvpe names the last folder of PATH that it looked into.
         named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))

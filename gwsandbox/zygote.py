@@ -158,7 +158,7 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common
         # Here and not in the guest, which pays a page fault for each page that it is the first to write to.
         _fill(setup, message, size, descriptors, brought)
         setup.born_inside = clone3_works
-        pid, clone3_works = _fork(setup.cgroup, clone3_works=clone3_works)
+        pid, clone3_works = _fork(setup, clone3_works=clone3_works)
         if pid == 0:
             setup.born_inside = clone3_works
             guest.live(setup)
@@ -167,16 +167,16 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common
             os.close(fd)
 
 
-def _fork(cgroup: int | None, *, clone3_works: bool) -> tuple[int, bool]:
+def _fork(setup: guest.Setup, *, clone3_works: bool) -> tuple[int, bool]:
     """As fork: the pid, or minus an errno; and whether clone3 (still) works, so that it was born in its cgroup."""
     try:
         if clone3_works:
             try:
-                return kernel.clone3(cgroup), True
+                return kernel.clone3(setup.cgroup, for_exec=setup.is_command), True
             except OSError as error:
                 if error.errno not in _CLONE3_REFUSED:
                     return -(error.errno or errno.EAGAIN), True
-        return kernel.clone(), False
+        return kernel.clone(for_exec=setup.is_command), False
     except OSError as error:
         return -(error.errno or errno.EAGAIN), False
 
