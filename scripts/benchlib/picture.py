@@ -9,6 +9,7 @@ from benchlib.row import Row, size_text
 
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _TOP, _RIGHT, _BOTTOM = 62, 44, 16, 46
+_LABEL = 40  # from the middle of one to that of the next
 _COLOURS = ("#1f6f8b", "#c0392b", "#8e6c1f", "#5b4b8a", "#2e7d32", "#777777")
 _INK, _FAINT = "#222222", "#dddddd"
 
@@ -47,13 +48,17 @@ def _panel(axis: str, points: list[dict[str, Any]], colours: dict[str, str]) -> 
     is_heap = axis.startswith("heap")
     xs = sorted({point["x"] for point in points})
     place = _Scale(xs, [point["ms"] for point in points], log_x=not is_heap)
-    title = f"cost per task against {'caller: ' if is_heap else 'number of '}{axis}"
-    parts = [_text(_LEFT, 20, title, weight="bold"), _text(_LEFT, 36, "ms, logarithmic", size=11)]
+    title = "cost by " + ("the caller's " if is_heap else "number of ") + axis
+    parts = [_text(_LEFT, 20, title, weight="bold"), _text(_LEFT, 36, "ms per task, logarithmic", size=11)]
     for value in place.decades():
         y = place.y(value)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_FAINT}"/>')
         parts.append(_text(_LEFT - 6, y + 4, f"{value:g}", anchor="end"))
-    for x in xs:
+    labelled = math.inf
+    for x in reversed(xs):
+        if labelled - place.x(x) < _LABEL:
+            continue
+        labelled = place.x(x)
         label = size_text(x) if is_heap and x else "empty" if is_heap else f"{x:,}"
         parts.append(_text(place.x(x), _HEIGHT - _BOTTOM + 18, label, anchor="middle", size=10))
     for tool, colour in colours.items():
