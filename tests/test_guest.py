@@ -78,7 +78,8 @@ def test_a_call_in_a_clean_interpreter_has_none_of_the_callers(backend: BackendN
         os.close(reader)
         os.close(writer)
     assert found.pop(0) == "/dev/null"
-    others = [what for fd, what in found.items() if fd > 2]
+    # libffi 3.5 keeps its own file open for its trampolines.
+    others = [what for fd, what in found.items() if fd > 2 and "/libffi.so" not in what]
     assert len(others) == 1
     assert "gwsandbox-result" in others[0]
 
@@ -489,16 +490,17 @@ def test_forkserver_imports_what_the_caller_could(backend: BackendName, tmp_path
 def test_we_load_nothing_that_every_fork_pays_for(backend: BackendName) -> None:
     """``threading`` runs Python code in every child of a fork: half as much again as the fork itself."""
     source = f"""
-import sys
-from gwsandbox import ProcessManager, Task
+import ctypes, dataclasses, pickle, signal, socket, sys, traceback, typing  # Python 3.14's own load it
 def loaded():
     return "threading" in sys.modules
+before = loaded()
+from gwsandbox import ProcessManager, Task
 with ProcessManager(1, backend="{backend}") as manager:
     manager.queue_task(Task(loaded))
-print(manager.task_results[0].result, loaded())
+print(manager.task_results[0].result == loaded() == before)
 """
     with Program(source) as program:
-        assert program.line() == "False False"
+        assert program.line() == "True"
 
 
 # --- a step of ours that fails ---------------------------------------------------------------------------
