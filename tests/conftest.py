@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import os
 import signal
 import tempfile
@@ -22,7 +23,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import features
 from support import EMULATED, MARK, PACE, SLOW, BackendName, alarm, examples
 
-from gwsandbox import process_tree
+from gwsandbox import process_tree, scope
 from gwsandbox.cgroup import root
 from gwsandbox.errors import CgroupError
 
@@ -42,10 +43,8 @@ def pytest_report_header() -> list[str]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a feature that this machine has not, or fail where it must have it."""
     for name in features.PROBES:
-        if item.get_closest_marker(name) and (reason := features.missing(name)):
-            if name in features.MUST_HAVE:
-                pytest.fail(f"GWSANDBOX_TEST_MUST_HAVE names {name}, which is missing: {reason}", pytrace=False)
-            pytest.skip(f"{name}: {reason}")
+        if item.get_closest_marker(name):
+            features.need(name)
 
 
 @pytest.fixture(params=["rlimit", pytest.param("cgroup", marks=pytest.mark.cgroup2)])
@@ -144,25 +143,24 @@ def _ours(pid: int) -> str:
 
 
 @functools.cache  # asking systemd takes longer than many a test
-def _delegated() -> str | None:
+def _top() -> str:
+    """Where the run groups are: what was delegated to us, or the slice of the scopes that systemd gives."""
     try:
         return root.find_root().path
     except CgroupError:
-        return None
+        return f"{root.MOUNT}/{scope.SLICE}"
 
 
 def _in_our_cgroups() -> set[int]:
-    top = _delegated()
     found: set[int] = set()
-    for folder, _, _ in os.walk(top) if top else ():
+    for folder, _, _ in os.walk(_top()):
         with contextlib.suppress(OSError), open(f"{folder}/cgroup.procs", encoding="ascii") as file:
             found |= set(map(int, file.read().split()))
     return found
 
 
 def _cgroups() -> list[str]:
-    top = _delegated()
-    return [entry.path for entry in os.scandir(top) if entry.name.startswith("gwsandbox-")] if top else []
+    return [*glob.glob(f"{_top()}/gwsandbox-*[0-9]"), *glob.glob(f"{_top()}/*.scope/gwsandbox-*")]
 
 
 def _descriptors() -> dict[int, str]:

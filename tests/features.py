@@ -10,7 +10,10 @@ import os
 import shutil
 import subprocess
 
+import pytest
+
 from gwsandbox.cgroup.leaf import CgroupBackend
+from gwsandbox.cgroup.root import find_root
 from gwsandbox.errors import CgroupError
 
 MUST_HAVE = frozenset(filter(None, os.environ.get("GWSANDBOX_TEST_MUST_HAVE", "").split(",")))
@@ -19,6 +22,14 @@ MUST_HAVE = frozenset(filter(None, os.environ.get("GWSANDBOX_TEST_MUST_HAVE", ""
 def _cgroup2() -> str:
     try:
         CgroupBackend.find()
+    except CgroupError as error:
+        return str(error)
+    return ""
+
+
+def _delegated() -> str:
+    try:
+        find_root()
     except CgroupError as error:
         return str(error)
     return ""
@@ -58,6 +69,7 @@ def _vm() -> str:
 
 PROBES = {
     "cgroup2": _cgroup2,
+    "delegated": _delegated,
     "root": _root,
     "ordinary_user": _ordinary_user,
     "mount_namespace": _mount_namespace,
@@ -70,6 +82,14 @@ PROBES = {
 def missing(name: str) -> str:
     """Why this machine has not the feature; empty where it has it."""
     return PROBES[name]()
+
+
+def need(name: str) -> None:
+    """End the test that runs if this machine has not the feature."""
+    if reason := missing(name):
+        if name in MUST_HAVE:
+            pytest.fail(f"GWSANDBOX_TEST_MUST_HAVE names {name}, which is missing: {reason}", pytrace=False)
+        pytest.skip(f"{name}: {reason}")
 
 
 def summary() -> str:

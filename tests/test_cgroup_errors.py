@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import features
 import pytest
 from cli_support import HANG_AFTER, environment
 from support import Program, run_one
@@ -37,6 +38,7 @@ except CgroupError as error:
 @pytest.fixture
 def group() -> Iterator[str]:
     """A group of our own, with the controllers."""
+    features.need("delegated")
     assert run_one("cgroup", abs, -1).success  # from here on the root gives its controllers on
     path = f"{find_root().path}/errors"
     os.mkdir(path)

@@ -117,6 +117,7 @@ def test_nothing_to_clean() -> None:
 
 
 @pytest.mark.cgroup2
+@pytest.mark.delegated
 def test_clean_removes_what_is_dead_and_leaves_what_lives(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("x")
     os.mkfifo(tmp_path / "fifo")
@@ -140,6 +141,7 @@ def test_clean_removes_what_is_dead_and_leaves_what_lives(tmp_path: Path) -> Non
 
 
 @pytest.mark.cgroup2
+@pytest.mark.delegated
 def test_the_next_run_sweeps_too() -> None:
     top = find_root().path
     left = f"{top}/gwsandbox-4194304-1-0"

@@ -528,6 +528,7 @@ def test_a_cgroup_namespace_without_its_mount(tmp_path: Path) -> None:
 @pytest.mark.vm
 @pytest.mark.thorough
 @pytest.mark.cgroup2
+@pytest.mark.delegated
 def test_outside_of_the_cgroup_namespace() -> None:
     """As after nsenter(1), which takes nobody along into the container's cgroup."""
     assert cli("run", "--backend", "cgroup", "--", "true").returncode == 0  # the root's controllers are given on now
@@ -559,6 +560,7 @@ def test_outside_of_the_cgroup_namespace() -> None:
 
 
 @pytest.mark.cgroup2
+@pytest.mark.delegated
 def test_what_the_kernel_lacks_is_what_is_not_there() -> None:
     """With the version that has it: none is named that this kernel should have."""
     since = {

@@ -215,7 +215,9 @@ def test_the_program_keeps_terminal_session_and_process_group(backend: BackendNa
 
 def test_ctrl_c_at_the_terminal_ends_the_program(backend: BackendName) -> None:
     # exec: a dash that is just forking loses the signal.
-    with Terminal("run", "--backend", backend, "--timeout", "60s", "--", "sh", "-c", "echo on; exec sleep 60") as terminal:
+    with Terminal(
+        "run", "--backend", backend, "--timeout", "60s", "--", "sh", "-c", "echo on; exec sleep 60"
+    ) as terminal:
         terminal.until("on")
         terminal.type("\x03")
         assert terminal.end() == 130

@@ -63,7 +63,11 @@ def test_folder_and_environment(backend: BackendName, tmp_path: Path, monkeypatc
         backend,
         [
             Command(["sh", "-c", "pwd; echo $FROM_THE_CALLER"]),
-            Command(["sh", "-c", "pwd; echo $FROM_THE_CALLER$GIVEN"], cwd=tmp_path, env={"GIVEN": "x y", "PATH": os.environ["PATH"]}),
+            Command(
+                ["sh", "-c", "pwd; echo $FROM_THE_CALLER$GIVEN"],
+                cwd=tmp_path,
+                env={"GIVEN": "x y", "PATH": os.environ["PATH"]},
+            ),
             Command(["/usr/bin/env"], env={}),
         ],
         workers=1,
@@ -86,7 +90,12 @@ def test_the_program_is_looked_up_in_the_path_that_it_is_given(backend: BackendN
 
 def test_arguments_are_passed_as_they_are(backend: BackendName) -> None:
     words = ["a b", "", "*", "$HOME", "-n", "ä€", os.fsdecode(b"\xff")]
-    result = run_task(backend, Command([sys.executable, "-c", "import sys, os; os.write(1, b'\\0'.join(map(os.fsencode, sys.argv[1:])))", *words]))
+    result = run_task(
+        backend,
+        Command(
+            [sys.executable, "-c", "import sys, os; os.write(1, b'\\0'.join(map(os.fsencode, sys.argv[1:])))", *words]
+        ),
+    )
     assert result.result.stdout == b"\0".join(map(os.fsencode, words))
 
 
@@ -164,7 +173,10 @@ def test_one_byte_past_the_limit_is(backend: BackendName) -> None:
     assert (result.outcome, result.success) == (Outcome.OUTPUT_EXCEEDED, False)
     assert isinstance(result.exception, OutputExceeded)
     assert result.result == CommandOutput(b"1234567890", b"")
-    assert result.detail == "more than 10 B written to stdout and stderr; raise --output-limit (output) if that much is meant"
+    assert (
+        result.detail
+        == "more than 10 B written to stdout and stderr; raise --output-limit (output) if that much is meant"
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 10 * MIB])
@@ -203,7 +215,9 @@ os.write(1, b"\\n" + result.outcome.name.encode() + b"\\n")
 
 
 def test_a_limit_on_output_kills_who_passes_it(backend: BackendName) -> None:
-    result = run_task(backend, Command([sys.executable, "-c", "while True: print('x' * 100)"], limits=Limits(output=5000)))
+    result = run_task(
+        backend, Command([sys.executable, "-c", "while True: print('x' * 100)"], limits=Limits(output=5000))
+    )
     assert (result.outcome, result.exit_code) == (Outcome.OUTPUT_EXCEEDED, -signal.SIGKILL)
     assert len(result.result.stdout) == 5000
 

@@ -308,7 +308,9 @@ class KillsInTheMiddle:
 
 
 def test_a_guest_killed_while_it_pickles_its_result(backend: BackendName) -> None:
-    results = run_all(backend, [Task(lambda: [bytes(5 * MIB), KillsInTheMiddle()]), *(Task(abs, (n,)) for n in range(5))])
+    results = run_all(
+        backend, [Task(lambda: [bytes(5 * MIB), KillsInTheMiddle()]), *(Task(abs, (n,)) for n in range(5))]
+    )
     outcomes = sorted(result.outcome.name for result in results)
     assert outcomes == ["KILLED", *["SUCCEEDED"] * 5]
 

@@ -24,7 +24,16 @@ from gwsandbox import (
 )
 
 OURS = [SandboxError, CgroupError, GuestSetupError]
-THEIRS = [GuestError, GuestFailed, GuestCrashed, GuestKilled, CpuTimeExceeded, OutputExceeded, TaskCancelled, TransferError]
+THEIRS = [
+    GuestError,
+    GuestFailed,
+    GuestCrashed,
+    GuestKilled,
+    CpuTimeExceeded,
+    OutputExceeded,
+    TaskCancelled,
+    TransferError,
+]
 
 
 def test_the_text_names_step_path_value_errno_and_remedy() -> None:

@@ -419,7 +419,9 @@ def test_garbage_is_collected_if_the_caller_collects_it(backend: BackendName) ->
         gc.enable()
 
 
-def test_folder_and_environment_are_the_callers(backend: BackendName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_and_environment_are_the_callers(
+    backend: BackendName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOME_NAME", "some value")
     for start_method in ("fork", "forkserver"):
@@ -469,14 +471,18 @@ def test_forkserver_fails_what_cannot_travel_and_goes_on(backend: BackendName) -
     assert by_outcome[Outcome.SUCCEEDED].result == 3
 
 
-def test_forkserver_does_not_change_a_programs_environment(backend: BackendName, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forkserver_does_not_change_a_programs_environment(
+    backend: BackendName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     result = run(Command(["env"]), backend=backend, start_method="forkserver")
     names = {line.partition(b"=")[0] for line in result.result.stdout.splitlines()}
     assert b"PYTHONPATH" not in names
 
 
-def test_forkserver_imports_what_the_caller_could(backend: BackendName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forkserver_imports_what_the_caller_could(
+    backend: BackendName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "only_here.py").write_text("def answer(): return 42\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     from only_here import answer  # type: ignore[import-not-found]

@@ -71,7 +71,14 @@ def test_every_verdict_but_two_is_explained_in_one_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (200 * 1024**2, "200 MiB"), (1.5 * 1024**3, "1.5 GiB"), (2**50, "1024 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (200 * 1024**2, "200 MiB"),
+        (1.5 * 1024**3, "1.5 GiB"),
+        (2**50, "1024 TiB"),
+    ],
 )
 def test_sizes_for_people(size: float, text: str) -> None:
     assert format_size(size) == text

@@ -46,7 +46,25 @@ DURATIONS = {
     "3sec": 3.0,
     " 4S ": 4.0,
 }
-NOT_SIZES = ["", " ", "MiB", "-1", "+1", "1e3", "1,5G", "5s", "1 2", "0x10", "1EiB", "1iB", "5i", "nan", "inf", "1..5G", ".5G"]
+NOT_SIZES = [
+    "",
+    " ",
+    "MiB",
+    "-1",
+    "+1",
+    "1e3",
+    "1,5G",
+    "5s",
+    "1 2",
+    "0x10",
+    "1EiB",
+    "1iB",
+    "5i",
+    "nan",
+    "inf",
+    "1..5G",
+    ".5G",
+]
 NOT_DURATIONS = ["", "s", "-1s", "+1s", "1e3", "5 5", "5MiB", "1w", "nan", "inf", "5\u017f", "1:30"]
 
 SIZE_FIELDS = ["memory", "swap", "file_size", "output"]

@@ -114,6 +114,7 @@ def test_none_and_who_is_gone_use_nothing(pid: int | None) -> None:
 
 
 @pytest.mark.cgroup2
+@pytest.mark.delegated
 def test_available_memory_in_a_cgroup_with_a_limit() -> None:
     group = Path(find_root().path, "limited")
     group.mkdir()

@@ -10,7 +10,21 @@ import pytest
 
 from gwsandbox import Enforcement, Outcome, Task, TaskResult, Usage
 
-THIRTEEN = ["task", "success", "result", "exception", "exit_code", "timeout_seconds", "memory_limit_in_gib", "start_time", "end_time", "elapsed_time", "timed_out", "max_memory_used_in_gib", "out_of_memory"]
+THIRTEEN = [
+    "task",
+    "success",
+    "result",
+    "exception",
+    "exit_code",
+    "timeout_seconds",
+    "memory_limit_in_gib",
+    "start_time",
+    "end_time",
+    "elapsed_time",
+    "timed_out",
+    "max_memory_used_in_gib",
+    "out_of_memory",
+]
 
 TASK = Task(len, ("abc",))
 

@@ -39,7 +39,12 @@ def test_repr_cuts_each_value_at_100_characters() -> None:
 
 @pytest.mark.parametrize(
     ("func", "name"),
-    [(functools.partial(work, 1), "functools.partial"), (Callable(), "<a callable>"), (len, "len"), (lambda: 1, "<lambda>")],
+    [
+        (functools.partial(work, 1), "functools.partial"),
+        (Callable(), "<a callable>"),
+        (len, "len"),
+        (lambda: 1, "<lambda>"),
+    ],
 )
 def test_repr_of_what_has_no_name(func: Any, name: str) -> None:
     assert f"func={name}" in repr(Task(func))

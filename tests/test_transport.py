@@ -292,7 +292,9 @@ def test_junk_is_nothing(junk: bytes) -> None:
     st.integers(0, 2**64 - 1) | st.integers(0, 300),
     st.binary(max_size=200),
 )
-def test_a_forged_head_gives_a_value_or_a_transfer_error(kind: int, body: int, buffers: int, length: int, rest: bytes) -> None:
+def test_a_forged_head_gives_a_value_or_a_transfer_error(
+    kind: int, body: int, buffers: int, length: int, rest: bytes
+) -> None:
     fd = new_record()
     try:
         os.pwrite(fd, HEAD.pack(b"gws1", kind, body, buffers, length) + rest, 0)

@@ -32,9 +32,7 @@ def main(input_folder: Path) -> None:
         for input_file in input_files:
             process_manager.queue_task(Task(func=disarm_bytes, kwargs={"input_file": input_file}))
 
-        for task_result in tqdm(
-            process_manager.as_completed(), total=len(input_files), desc="Processing tasks"
-        ):
+        for task_result in tqdm(process_manager.as_completed(), total=len(input_files), desc="Processing tasks"):
             if task_result.result:
                 name = task_result.task.kwargs["input_file"].name
                 print(f"{len(task_result.result)} bytes for {name}")

@@ -17,9 +17,7 @@ from gwsandbox import GlasswallProcessManager, Task
 def main(input_folder: Path, output_folder: Path) -> None:
     """Disarm a folder; print every result when all are done."""
     start_time = time.time()
-    with GlasswallProcessManager(
-        max_workers=None, worker_timeout_seconds=5, memory_limit_in_gib=4
-    ) as process_manager:
+    with GlasswallProcessManager(max_workers=None, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
         for input_file in sorted(path for path in input_folder.rglob("*") if path.is_file()):
             output_file = output_folder / input_file.relative_to(input_folder)
             task = Task(func=disarm_file, args=(), kwargs={"input_file": input_file, "output_file": output_file})

@@ -24,6 +24,8 @@ from gwsandbox.cgroup.root import find_root
 
 LIMIT = 24 * MIB
 KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
+# Before Linux 6.2 a process adds up its own faults, 64 of them, before ru_maxrss is told.
+PEAK_ERROR = 0 if KERNEL >= (5, 19) else MIB // 4
 PEAK_SOURCE = "memory.peak" if KERNEL >= (5, 19) else "memory.max was reached (no memory.peak before Linux 5.19)"
 
 
@@ -303,6 +305,7 @@ print(result.outcome.name, result.out_of_memory, result.exit_code, result.detail
 
 
 @pytest.mark.cgroup2
+@pytest.mark.delegated
 def test_an_ancestors_limit_is_not_the_tasks() -> None:
     ancestor = f"{find_root().path}/ancestor"
     os.mkdir(ancestor)
@@ -334,7 +337,7 @@ def test_each_peak_is_its_own() -> None:
         assert result.success
         assert result.usage.memory_peak_bytes is not None
         size = result.task.args[0]  # type: ignore[union-attr]
-        assert size <= result.usage.memory_peak_bytes <= size + 6 * MIB, result.task
+        assert size - PEAK_ERROR <= result.usage.memory_peak_bytes <= size + 6 * MIB, result.task
 
 
 # --- swap ------------------------------------------------------------------------------------------------
