@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -247,11 +248,16 @@ warnings.simplefilter("ignore", gwsandbox.DegradedWarning)
 sys.path.insert(0, {str(folder)!r})
 runpy.run_path({str(folder / "program.py")!r}, run_name="__main__")
 """
-    with Program(source, stderr=-3) as running:
+    with Program(source, stderr=subprocess.PIPE) as running:
+        assert running.process.stderr is not None
         lines: list[str] = []
         while not lines or not lines[-1].startswith("Elapsed: "):
             lines.append(running.line())
         assert running.wait() == 0
+        # tqdm makes a lock of multiprocessing's, for which Python 3.14 starts a process that ends a moment after the
+        # program. It holds stderr; so who has read that to its end has waited for it.
+        with running.process.stderr as bars:
+            assert (b"Processing tasks" in bars.read()) == ("tqdm" in program)
     return "\n".join(lines)
 
 
