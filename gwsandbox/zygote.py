@@ -133,7 +133,7 @@ def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner
 
 
 def _raise_oom_score() -> None:
-    with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+    with open("/proc/self/oom_score_adj", "r+", encoding="utf-8") as file:
         score = int(file.read())
         file.seek(0)
         file.write(str(min(score + _OOM_SCORE_RAISE, 1000)))

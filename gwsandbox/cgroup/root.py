@@ -24,10 +24,11 @@ MOUNT = "/sys/fs/cgroup"
 NEEDED = ("memory", "pids")
 WANTED = ("memory", "pids", "cpu", "io")
 
-RUN_NAME = re.compile(r"gwsandbox-(\d+)-(\d+)-\d+")
-_LEAF_PATH = re.compile(r".*/gwsandbox-\d+-\d+-\d+/task-\d+")
-_USER_MANAGER = re.compile(r"user@\d+\.service")
-_SYSTEMD_UNIT = re.compile(r"\.(slice|service|scope)(/|$)")
+# Compiled when they are used: most runs never use them, and all would wait for it.
+RUN_NAME = r"gwsandbox-(\d+)-(\d+)-\d+"
+_LEAF_PATH = r".*/gwsandbox-\d+-\d+-\d+/task-\d+"
+_USER_MANAGER = r"user@\d+\.service"
+_SYSTEMD_UNIT = r"\.(slice|service|scope)(/|$)"
 _REMEDY = "start it under: systemd-run{} --scope -p Delegate=yes -- COMMAND, or set Delegate=yes in its unit"
 
 
@@ -59,12 +60,12 @@ def find_root() -> DelegatedRoot:
     """
     own = _own_cgroup()
     for path in _upward(own):
-        if path != own and _USER_MANAGER.fullmatch(os.path.basename(path)):
+        if path != own and re.fullmatch(_USER_MANAGER, os.path.basename(path)):
             unit = scope.delegated_unit()
             if unit is None:
                 break
             return usable(MOUNT + unit)
-        if _LEAF_PATH.fullmatch(path) or is_marked(path):
+        if re.fullmatch(_LEAF_PATH, path) or is_marked(path):
             return usable(path)
     if not _systemd_runs():
         return usable(_free_top(own))
@@ -136,7 +137,7 @@ def _free_top(own: str) -> str:
     Raises:
         WrongNamespace: One outside of it does, as the own path shows.
     """
-    if _SYSTEMD_UNIT.search(own):
+    if re.search(_SYSTEMD_UNIT, own):
         raise WrongNamespace(
             "find delegated root: the container shares the cgroup namespace of its host, whose systemd manages it",
             path=own,

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import select
 
 from gwsandbox.cgroup import files
@@ -181,7 +182,7 @@ def leftovers(root: str) -> list[str]:
     except FileNotFoundError:  # a scope that systemd has just collected
         return found
     for entry in entries:
-        match = RUN_NAME.fullmatch(entry.name)
+        match = re.fullmatch(RUN_NAME, entry.name)
         if match is None or start_time(int(match[1])) == int(match[2]):
             continue
         with contextlib.suppress(OSError):

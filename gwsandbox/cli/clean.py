@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from gwsandbox.cgroup import run_group
 from gwsandbox.cgroup.root import MOUNT, RUN_NAME
@@ -35,7 +36,7 @@ def _parents() -> list[str]:
         return []
     found = []
     for path, folders, _ in os.walk(MOUNT):
-        runs = [name for name in folders if RUN_NAME.fullmatch(name)]
+        runs = [name for name in folders if re.fullmatch(RUN_NAME, name)]
         if runs:
             found.append(path)
     return found
