@@ -23,14 +23,14 @@ from gwsandbox.task import Command, Task
 from gwsandbox.zygote import LARGEST_WORK, Zygote
 
 _BIRTH_SECONDS = 0.5  # after which we look whether somebody has stopped the zygote
-_LOST_IN_A_ROW = 3  # zygotes that may be killed one after the other before we give up
+_LOST_IN_A_ROW = 3  # zygotes that are killed one after the other before we give up what they were to fork
 
 
 class Nursery:
     """Opens cells, has guests born into them, and keeps those until a slot is free.
 
-    ``fail`` is told of every order that comes to nothing; ``running`` gives the attempts that are not here any
-    more, whose descriptors a new zygote must not keep.
+    ``fail`` is told of every order that comes to nothing, and ``give_back`` gets each that was lost with a zygote
+    before its guest could do anything.
     """
 
     def __init__(
@@ -39,17 +39,19 @@ class Nursery:
         brought: Mapping[int, Task | Command],
         manner: Manner,
         loop: Loop,
+        *,
         fail: Callable[[Order, Exception], None],
+        give_back: Callable[[Order], None],
     ) -> None:
         self.spares: deque[Attempt] = deque()
         self.births: deque[Attempt] = deque()
         self.next_look: float | None = None
-        self.lost_for_good = False
         self._backend = backend
         self._brought = brought
         self._manner = manner
         self._loop = loop
         self._fail = fail
+        self._give_back = give_back
         self._zygote: Zygote | None = None
         self._lost = 0
 
@@ -90,15 +92,20 @@ class Nursery:
             else:
                 self._zygote.wake()
 
-    def _zygote_lost(self) -> None:
-        """It was killed. Guests that it had not answered for wait for ever: end them."""
+    def _zygote_lost(self, *unsent: Order) -> None:
+        """It was killed. Guests that it had not answered for would wait for ever: others take their place."""
         self.close()
         self._lost += 1
         self.next_look = None
         unborn, self.births = self.births, deque()
         for attempt in unborn:
-            self._bury(attempt, SandboxError("fork guest: the zygote process was killed"))
-        self.lost_for_good = self._lost >= _LOST_IN_A_ROW
+            self._bury(attempt)
+        for order in reversed([*(attempt.order for attempt in unborn), *unsent]):
+            if self._lost < _LOST_IN_A_ROW:
+                self._give_back(order)
+            else:
+                order.close()
+                self._fail(order, SandboxError("fork guest: the zygote process was killed again and again"))
 
     @property
     def has_zygote(self) -> bool:
@@ -110,7 +117,11 @@ class Nursery:
         """Open a cell for an order, and have a guest born into it."""
         try:
             attempt = self._prepare(order, pass_through=pass_through)
+        except ConnectionError:  # the zygote was killed, and we hear of it here first
+            self._zygote_lost(order)
+            return
         except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
+            order.close()
             self._fail(order, error)
             return
         self.births.append(attempt)
@@ -120,8 +131,6 @@ class Nursery:
     def _prepare(self, order: Order, *, pass_through: bool) -> Attempt:
         task = order.work if order.work is not None else self._brought.get(order.number)
         with contextlib.ExitStack() as undo:
-            if order.descriptor is not None:
-                undo.callback(os.close, order.descriptor)
             cell = self._backend.open(order.limits)
             undo.callback(cell.close)
             result = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -137,8 +146,6 @@ class Nursery:
                 attempt.outputs.append(pipe)
             self._send(attempt, task)
             undo.pop_all()
-        if order.descriptor is not None:
-            os.close(order.descriptor)
         return attempt
 
     def _send(self, attempt: Attempt, task: Task | Command | bytes | None) -> None:
@@ -155,8 +162,7 @@ class Nursery:
                 stdin = transport.store(task.stdin, "gwsandbox-stdin")
                 sent.callback(os.close, stdin)
             stdout, stderr = [pipe.guests_end for pipe in attempt.outputs] or (None, None)
-            if self._zygote is None:
-                raise SandboxError("fork guest: there is no zygote process")
+            assert self._zygote is not None
             self._zygote.order_birth(
                 attempt.order.number,
                 {
@@ -186,6 +192,7 @@ class Nursery:
         attempt = self.births.popleft()
         self.next_look = time.monotonic() + _BIRTH_SECONDS if self.births else None
         self._lost = 0
+        attempt.order.close()
         try:
             if pid < 0:
                 raise SandboxError(  # noqa: TRY301 - as the others
@@ -195,7 +202,8 @@ class Nursery:
             attempt.pidfd = os.pidfd_open(pid)
             self._confine(attempt)
         except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
-            self._bury(attempt, error)
+            self._bury(attempt)
+            self._fail(attempt.order, error)
             return
         self.spares.append(attempt)
 
@@ -206,7 +214,7 @@ class Nursery:
         attempt.cell.started(attempt.pid, keeps_memory=not attempt.is_command)
         limit_resources(attempt.pid, attempt.asked)
 
-    def _bury(self, attempt: Attempt, error: Exception) -> None:
+    def _bury(self, attempt: Attempt) -> None:
         """End an attempt whose guest never had its time, or was never born."""
         attempt.cell.kill()
         if attempt.pid:
@@ -215,7 +223,6 @@ class Nursery:
         attempt.close()
         os.close(attempt.result)
         attempt.cell.close()
-        self._fail(attempt.order, error)
 
 
 def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPipe]:

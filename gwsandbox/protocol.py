@@ -38,6 +38,11 @@ class Order(NamedTuple):
     work: bytes | Command | None = None
     descriptor: int | None = None
 
+    def close(self) -> None:
+        """It is done with, or comes to nothing."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
 
 class Report(NamedTuple):
     """Supervisor to manager: how one attempt ended.

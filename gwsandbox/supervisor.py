@@ -107,7 +107,7 @@ class Supervisor:
         self._config = config
         self._loop = Loop()
         self._callers_end = -1
-        self._nursery = Nursery(backend, brought, manner, self._loop, self._fail)
+        self._nursery = Nursery(backend, brought, manner, self._loop, fail=self._fail, give_back=self._take_back)
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
         self._closing = False
@@ -204,16 +204,24 @@ class Supervisor:
     def _fail(self, order: Order, error: Exception) -> None:
         self._link.post(failure(order, error))
 
+    def _cancel(self, order: Order) -> None:
+        order.close()
+        self._link.post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
+
+    def _take_back(self, order: Order) -> None:
+        """Its guest was lost before it could do anything: it is the next to be tried once more."""
+        if self._closing:
+            self._cancel(order)
+        else:
+            self._orders.appendleft(order)
+
     def _close_down(self) -> None:
         """The caller wants no more, or is gone: cancel what runs and what waits."""
         if self._closing:
             return
         self._closing = True
         while self._orders:
-            order = self._orders.popleft()
-            if order.descriptor is not None:
-                os.close(order.descriptor)
-            self._link.post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
+            self._cancel(self._orders.popleft())
         for attempt in list(self._attempts.values()):
             attempt.end(Reason.CANCELLED)
 
@@ -225,15 +233,12 @@ class Supervisor:
         While others run, the next one comes as far as the task's first instruction: a slot that comes free is
         busy again after one write.
         """
-        if not self._nursery.has_zygote and self._orders and not self._nursery.lost_for_good:
-            running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
-            self._nursery.open([self._link.fileno(), self._callers_end, *running])
-        if self._nursery.lost_for_good:
-            while self._orders:
-                error = SandboxError("fork guest: the zygote process was killed again and again")
-                self._fail(self._orders.popleft(), error)
         wanted = self._config.max_workers - len(self._attempts) + _AHEAD
         while self._orders and len(self._nursery) < wanted and not self._is_clogged():
+            if not self._nursery.has_zygote:
+                running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
+                waiting = [order.descriptor for order in self._orders if order.descriptor is not None]
+                self._nursery.open([self._link.fileno(), self._callers_end, *running, *waiting])
             self._nursery.order(self._orders.popleft(), pass_through=self._config.pass_through)
 
     def _fill_slots(self) -> None:
