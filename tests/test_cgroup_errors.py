@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -165,6 +166,58 @@ def test_a_group_in_which_something_lives(group: str) -> None:
         with pytest.raises(CgroupError, match=f"remove cgroup: {group}") as caught:
             run_group.remove(group)
         assert ends(caught.value, errno.EBUSY)
+
+
+# --- systemd, which removes the groups of a scope that has ended, while we do ----------------------------
+
+
+def test_a_group_that_is_gone_before_it_is_removed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmdir = os.rmdir
+
+    def busy_and_then_empty(path: str) -> None:
+        try:
+            rmdir(path)
+        except OSError:
+            rmdir(f"{path}/below")
+            raise
+
+    monkeypatch.setattr(os, "rmdir", busy_and_then_empty)
+    os.makedirs(f"{group}/outer/below")
+    run_group.remove(f"{group}/outer")
+    assert not os.path.exists(f"{group}/outer")
+    run_group.remove(f"{group}/outer")
+    run_group.destroy(f"{group}/outer")
+
+
+def test_a_group_that_is_gone_before_it_is_read(group: str, folder: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.read
+
+    def gone_when_read(fd: int, size: int) -> bytes:
+        os.rmdir(group)
+        return read(fd, size)
+
+    monkeypatch.setattr(os, "read", gone_when_read)
+    assert not run_group.is_populated(folder)
+    assert not os.path.exists(group)
+
+
+def test_a_group_that_is_gone_before_it_is_killed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+
+        def gone_when_written(fd: int, data: bytes) -> int:
+            program.process.kill()
+            program.wait()
+            while os.path.exists(group):
+                with contextlib.suppress(OSError):  # EBUSY until the dead has left it
+                    os.rmdir(group)
+            return write(fd, data)
+
+        monkeypatch.setattr(os, "write", gone_when_written)
+        run_group.destroy(group)
+    assert not os.path.exists(group)
 
 
 # --- systemd ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from gwsandbox.errors import CgroupError
 
 _ASIDE = "supervisor"
 _numbers = itertools.count()
+_REMOVED = frozenset({errno.ENODEV, errno.ENOENT})  # what a file says whose group was removed after it was opened
 
 
 def start_time(pid: int) -> int:
@@ -112,7 +113,13 @@ def _move_processes(folder: int, path: str) -> None:
 
 def is_populated(folder: int) -> bool:
     """Whether any process lives in this cgroup or below it."""
-    return files.parse_flat(files.read("cgroup.events", folder)).get("populated", 0) == 1
+    try:
+        text = files.read("cgroup.events", folder)
+    except OSError as error:
+        if error.errno not in _REMOVED:
+            raise
+        return False
+    return files.parse_flat(text).get("populated", 0) == 1
 
 
 def kill(folder: int, path: str) -> None:
@@ -137,41 +144,47 @@ def remove(path: str) -> None:
 
     A guest may have taken the permissions from its own groups; rmdir asks for those of the parent.
 
+    When the last process of a scope is gone, systemd removes its groups too, from the innermost on: each step here
+    may find done what it is about to do.
+
     Raises:
         CgroupError: A process still lives in it.
     """
     try:
-        os.rmdir(path)
+        try:
+            os.rmdir(path)
+        except OSError:  # EBUSY, be it for groups below or for processes
+            for entry in list(os.scandir(path)):
+                if entry.is_dir(follow_symlinks=False):
+                    remove(entry.path)
+            os.rmdir(path)
     except FileNotFoundError:
         return
     except OSError as error:
-        below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-        if not below:
-            raise CgroupError("remove cgroup", path=path, errno=error.errno or 0) from error
-        for folder in below:
-            remove(folder)
-        os.rmdir(path)
+        raise CgroupError("remove cgroup", path=path, errno=error.errno or 0) from error
 
 
 def destroy(path: str) -> None:
     """Kill everything in a cgroup, wait until nothing lives in it, and remove it with all below."""
-    try:
-        folder = _open_folder(path)
-    except FileNotFoundError:
-        return
-    try:
-        events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    with contextlib.ExitStack() as opened:
         try:
-            poll = select.poll()
-            poll.register(events, select.POLLPRI)
-            while is_populated(folder):
+            folder = _open_folder(path)
+            opened.callback(os.close, folder)
+            events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+            opened.callback(os.close, events)
+        except FileNotFoundError:
+            return
+        poll = select.poll()
+        poll.register(events, select.POLLPRI)
+        while is_populated(folder):
+            try:
                 kill(folder, path)
-                poll.poll(1000)  # a fork that raced the kill is killed by the next round
-        finally:
-            os.close(events)
+            except CgroupError as error:
+                if error.errno not in _REMOVED:
+                    raise
+                break
+            poll.poll(1000)  # a fork that raced the kill is killed by the next round
         remove(path)
-    finally:
-        os.close(folder)
 
 
 def leftovers(root: str) -> list[str]:
