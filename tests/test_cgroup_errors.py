@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -152,11 +153,22 @@ def test_a_process_that_cannot_step_aside(group: str, threaded: str, folder: int
 
 def test_a_group_that_cannot_be_killed(threaded: str) -> None:
     fd = os.open(threaded, os.O_RDONLY | os.O_DIRECTORY)
+    has_kill = os.path.exists(f"{threaded}/cgroup.kill")  # since Linux 5.14
     with pytest.raises(CgroupError) as caught:
         run_group.kill(fd, threaded)
     os.close(fd)
-    assert str(caught.value).startswith(f"kill: {threaded}/cgroup.kill ('1'): ")
+    file = "cgroup.kill ('1')" if has_kill else "cgroup.procs"
+    assert str(caught.value).startswith(f"kill: {threaded}/{file}: ")
     assert ends(caught.value, errno.EOPNOTSUPP)
+
+
+def test_what_lives_in_a_threaded_group_is_killed_from_above(group: str, threaded: str, folder: int) -> None:
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+        put(threaded, "cgroup.threads", str(program.pid))
+        run_group.kill(folder, group)
+        assert program.wait() == -signal.SIGKILL
 
 
 def test_a_group_in_which_something_lives(group: str) -> None:

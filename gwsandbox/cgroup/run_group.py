@@ -132,11 +132,23 @@ def kill(folder: int, path: str) -> None:
         return
     files.write("cgroup.freeze", "1", folder, "kill", path)
     for current, _, _ in os.walk(path):
-        with contextlib.suppress(FileNotFoundError), open(f"{current}/cgroup.procs", encoding="ascii") as procs:
-            for pid in procs.read().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), 9)
+        for pid in _processes(current, path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
     files.write("cgroup.freeze", "0", folder, "kill", path)
+
+
+def _processes(path: str, top: str) -> list[int]:
+    """Pids in a cgroup at or below ``top``; of a threaded one they are listed in its domain, which is above it."""
+    try:
+        with open(f"{path}/cgroup.procs", encoding="ascii") as procs:
+            return [int(pid) for pid in procs.read().split()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP and path != top:
+            return []
+        raise CgroupError("kill", path=f"{path}/cgroup.procs", errno=error.errno or 0) from error
 
 
 def remove(path: str) -> None:
