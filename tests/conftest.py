@@ -27,6 +27,10 @@ from gwsandbox import process_tree, scope
 from gwsandbox.cgroup import root
 from gwsandbox.errors import CgroupError
 
+# A shell without job control ignores these for what it starts in the background, and whatever we start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
 HANG_AFTER = 120 * PACE  # seconds
 
 
