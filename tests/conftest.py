@@ -27,9 +27,12 @@ from gwsandbox import process_tree, scope
 from gwsandbox.cgroup import root
 from gwsandbox.errors import CgroupError
 
-# A shell without job control ignores these for what it starts in the background, and whatever we start would too.
+# A shell without job control ignores these for what it starts in the background, and nohup SIGHUP: whatever we start
+# would too. A handler is not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 HANG_AFTER = 120 * PACE  # seconds
 

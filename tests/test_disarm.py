@@ -256,6 +256,12 @@ def test_clean_document_has_nothing_more_to_remove(path: Path, tmp_path: Path) -
     assert summary == f"{kind_by_name(path)}: removed nothing"
 
 
+def complaints(pdf: Any) -> set[str]:
+    """What is wrong with it by qpdf, which names the file before each."""
+    found = pdf.check_pdf_syntax() if hasattr(pdf, "check_pdf_syntax") else pdf.check()
+    return {text.rpartition(": ")[2] for text in found}
+
+
 @each(of_kind("pdf"))
 def test_pdf_keeps_its_pages(path: Path) -> None:
     with pikepdf.open(path) as old, pikepdf.open(io.BytesIO(cleaned(path))) as new:
@@ -264,7 +270,7 @@ def test_pdf_keeps_its_pages(path: Path) -> None:
             before.contents_coalesce()
             after.contents_coalesce()
             assert after.Contents.read_bytes() == before.Contents.read_bytes()
-        assert new.check_pdf_syntax() == [] if hasattr(new, "check_pdf_syntax") else new.check() == []
+        assert complaints(new) <= complaints(old)
 
 
 def shown(frame: Any) -> Any:
