@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import features
 import pytest
@@ -211,6 +212,20 @@ def test_a_group_that_is_gone_before_it_is_read(group: str, folder: int, monkeyp
     monkeypatch.setattr(os, "read", gone_when_read)
     assert not run_group.is_populated(folder)
     assert not os.path.exists(group)
+
+
+def test_a_group_below_that_is_gone_before_its_processes_are_read(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.14; a guest, too, may remove its groups."""
+
+    def gone_when_opened(path: str, **options: str) -> IO[str]:
+        file: IO[str] = open(path, encoding="ascii")  # noqa: SIM115 - closed by whom we give it to
+        os.rmdir(os.path.dirname(path))
+        return file
+
+    monkeypatch.setattr(run_group, "open", gone_when_opened, raising=False)
+    os.mkdir(f"{group}/below")
+    assert run_group._processes(f"{group}/below", group) == []
+    assert not os.path.exists(f"{group}/below")
 
 
 def test_a_group_that_is_gone_before_it_is_killed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,14 +139,15 @@ def kill(folder: int, path: str) -> None:
 
 
 def _processes(path: str, top: str) -> list[int]:
-    """Pids in a cgroup at or below ``top``; of a threaded one they are listed in its domain, which is above it."""
+    """Pids in a cgroup at or below ``top``; of a threaded one they are listed in its domain, which is above it.
+
+    A guest may remove its groups while we look through them.
+    """
     try:
         with open(f"{path}/cgroup.procs", encoding="ascii") as procs:
             return [int(pid) for pid in procs.read().split()]
-    except FileNotFoundError:
-        return []
     except OSError as error:
-        if error.errno == errno.EOPNOTSUPP and path != top:
+        if error.errno in _REMOVED or (error.errno == errno.EOPNOTSUPP and path != top):
             return []
         raise CgroupError("kill", path=f"{path}/cgroup.procs", errno=error.errno or 0) from error
 
@@ -194,7 +195,7 @@ def destroy(path: str) -> None:
             except CgroupError as error:
                 if error.errno not in _REMOVED:
                     raise
-                break
+                continue
             poll.poll(1000)  # a fork that raced the kill is killed by the next round
         remove(path)
 
