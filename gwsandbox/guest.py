@@ -1,9 +1,12 @@
 """The guest's life between its birth and the task's first instruction, and after its last: a flat list of steps.
 
-Every function here but ``look_around`` runs in the guest. None returns to the zygote's code; a step that fails
-is reported through the result descriptor with its name and errno. What is the same for every guest the zygote
-has done once, and what can be done from outside the supervisor does (resource limits, the OOM score): each page
-that a fresh fork writes to costs it a page fault.
+What comes from ``live`` on runs in the guest, and does not return to the zygote's code; a step that fails is
+reported through the result descriptor with its name and errno.
+
+A fresh fork pays a page fault, 2 µs or more, for each page that it is the first to write to, and Python writes to
+every object that it looks at. So the straight lines below are meant: each function, global name, constant and
+attribute less is a page or two. What is the same for every guest the zygote has done once, and what can be done from
+outside the supervisor does (resource limits).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from gwsandbox import kernel, transport
@@ -29,10 +32,10 @@ _SETUP_FAILED = 125
 
 _UNSTOPPABLE = {signal.SIGKILL, signal.SIGSTOP}
 # What the interpreter starts with: Python code expects exceptions in the place of these signals.
+IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _INTERPRETERS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
-    signal.SIGPIPE: signal.SIG_IGN,
-    signal.SIGXFSZ: signal.SIG_IGN,
+    **dict.fromkeys(IGNORED_BY_PYTHON, signal.SIG_IGN),
 }
 
 
@@ -54,71 +57,68 @@ class Manner(NamedTuple):
     open_files: tuple[int, int]
 
 
-class Common(NamedTuple):
-    """What does not change from one guest to the next; see ``look_around``.
-
-    Args:
-        supervisor: Pid of the supervisor, whose child every guest is.
-        control: The zygote's end of its socket.
-        ignored_signals: Signals that a program would inherit as ignored.
-        manner: How guests are to live.
-    """
-
-    supervisor: int
-    control: int
-    ignored_signals: tuple[int, ...]
-    manner: Manner
-
-
 class Setup:
-    """What one guest is started with. The zygote has one, and fills it anew for each: to make one is pages written.
+    """What one guest is started with. The zygote has one, and fills it anew for each.
 
     Attributes:
-        task: What to run; a task that was queued late as its bytes, or as a descriptor that holds them.
+        supervisor: Pid of the supervisor, whose child every guest is.
+        control: The zygote's end of its socket.
+        manner: How guests are to live.
+        inherited: Descriptors past the first three that exec would leave open.
+        born_inside: Whether guests are born in their cgroups.
+        task: What to run; a Python call that was queued late as its bytes, or as a descriptor that holds them.
         is_command: Whether it is a program.
         data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
-        born_inside: Whether it was born in its cgroup already.
         result: The result descriptor.
         go: Descriptor that can be read when the task's time begins.
         cgroup: Descriptor of its cgroup, or ``None``.
         stdin: Descriptor to read from, or ``None`` for the zygote's (/dev/null, or the caller's own).
         stdout: Descriptor to write to, or ``None`` for the caller's own.
         stderr: Likewise.
-        common: What is the same for every guest.
+        step: The step that the guest takes; "" past the last.
     """
+
+    __slots__ = (
+        "born_inside",
+        "cgroup",
+        "control",
+        "data_limit",
+        "go",
+        "inherited",
+        "is_command",
+        "manner",
+        "result",
+        "stderr",
+        "stdin",
+        "stdout",
+        "step",
+        "supervisor",
+        "task",
+    )
 
     task: Task | Command | bytes | int
     is_command: bool
     data_limit: int
-    born_inside: bool
     result: int
     go: int
     cgroup: int | None
     stdin: int | None
     stdout: int | None
     stderr: int | None
+    step: str
 
-    def __init__(self, common: Common) -> None:
-        self.common = common
+    def __init__(self, control: int, manner: Manner) -> None:
+        """In the zygote, once: what every guest will need to know.
 
-
-def look_around(control: int, manner: Manner) -> Common:
-    """In the zygote, once: what every guest will need to know.
-
-    Args:
-        control: The zygote's end of its socket.
-        manner: How guests are to live.
-    """
-    # One that keeps its terminal keeps what nohup and a shell's background jobs ignore.
-    numbers = _INTERPRETERS.keys() if manner.keep_terminal else signal.valid_signals() - _UNSTOPPABLE
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    return Common(
-        supervisor=os.getppid(),
-        control=control,
-        # In a program handlers end with exec, but what is ignored stays so.
-        ignored_signals=tuple(n for n in handlers if _INTERPRETERS.get(n, handlers[n]) == signal.SIG_IGN),
-        manner=manner,
-    )
+        Args:
+            control: The zygote's end of its socket.
+            manner: How guests are to live.
+        """
+        self.supervisor = os.getppid()
+        self.control = control
+        self.manner = manner
+        self.inherited = () if manner.keep_terminal else tuple(_inherited())
+        self.born_inside = True
 
 
 def forget_the_caller(*, keep_ignored: bool) -> None:
@@ -142,70 +142,119 @@ def forget_the_caller(*, keep_ignored: bool) -> None:
         util._run_after_forkers()
 
 
+def rehearse() -> None:
+    """In the zygote, once: let the C library do what it would do in every guest, at the price of a dozen pages.
+
+    The dynamic linker looks up a function when it is first called. And a large allocation lets malloc sort the
+    chunks that the caller has freed, through which the first small one would go in a guest.
+    """
+    with contextlib.suppress(OSError):
+        os.execv("/", ("/",))
+    with contextlib.suppress(OSError):
+        os.execve("/", ("/",), {})
+    with contextlib.suppress(OSError):
+        os.pwrite(-1, b"", 0)
+    bytearray(1 << 20)
+
+
+def _inherited() -> Iterator[int]:
+    """Descriptors of this process past the first three that a program would get."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the one that lists them is closed again
+            if fd > 2 and os.get_inheritable(fd):
+                yield fd
+
+
+# --- in the guest ---------------------------------------------------------------------------------------
+
+
 def live(setup: Setup) -> NoReturn:
     """Be a guest: take all steps, run the task, leave a record, exit."""
     code = _SETUP_FAILED
     try:
-        failure = _take_steps(setup)
-        if failure is None:
-            code = 1
-            task = _unpack(setup.task)
-            code = _execute(setup, task) if isinstance(task, Command) else _call(setup, task)
+        _take_steps(setup)
+        code = 1
+        task = setup.task
+        if isinstance(task, Command):
+            code = _execute(setup, task)
+        elif isinstance(task, Task):
+            code = _call(setup, task.func, task.args, task.kwargs)
         else:
-            transport.write_exception(setup.result, failure, Delivery.STEP_FAILED)
+            packed = transport.read_stored(task) if isinstance(task, int) else task
+            code = _call(setup, *transport.unpack_call(packed))
     except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
         with contextlib.suppress(BaseException):
-            transport.write_exception(setup.result, error, Delivery.RAISED)
-            code = 1
+            _report(setup, error)
     finally:
         os._exit(code)
 
 
-def _take_steps(setup: Setup) -> GuestSetupError | None:
-    for name, step in _STEPS:
-        try:
-            step(setup)
-        except Exception as error:  # noqa: BLE001 - reported with its name, whatever it is
-            number = getattr(error, "errno", None) or 0
-            return GuestSetupError(f"guest step '{name}' failed", value=str(error), errno=number)
-    return None
+def _report(setup: Setup, error: BaseException) -> None:
+    """A step of ours failed; or, past the last one, the task cannot be unpacked or its record not be written."""
+    if not setup.step:
+        transport.write_exception(setup.result, error, Delivery.RAISED)
+        return
+    number = getattr(error, "errno", None) or 0
+    failure = GuestSetupError(f"guest step '{setup.step}' failed", value=str(error), errno=number)
+    transport.write_exception(setup.result, failure, Delivery.STEP_FAILED)
 
 
-def _die_with_supervisor(setup: Setup) -> None:
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+def _take_steps(setup: Setup) -> None:
+    setup.step = "die with supervisor"
+    kernel.die_with_parent()
     # It may have died before that call. Compared with its pid and not with 1: in a container it may be 1.
-    if os.getppid() != setup.common.supervisor:
+    if os.getppid() != setup.supervisor:
         os._exit(_SETUP_FAILED)
-
-
-def _join_cell(setup: Setup) -> None:
+    setup.step = "join cell"
     if setup.cgroup is not None and not setup.born_inside:
-        fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=setup.cgroup)
-        os.write(fd, b"0")
-        os.close(fd)
-    if setup.common.manner.be_subreaper:
-        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _leave_session(setup: Setup) -> None:
-    if not setup.common.manner.keep_terminal:
+        _join(setup.cgroup)
+    manner = setup.manner
+    if manner.be_subreaper:
+        kernel.be_subreaper()
+    setup.step = "leave session"
+    if not manner.keep_terminal:
         os.setsid()
+    _take_descriptors(setup)
+    if manner.keep_terminal:
+        setup.step = "unblock signals"
+        kernel.unblock_signals()
+    setup.step = "wait for its time"
+    os.read(setup.go, 8)
+    if not setup.is_command:
+        os.close(setup.go)
+        if manner.collect_garbage:
+            gc.enable()
+    setup.step = ""
 
 
-def _connect_standard_descriptors(setup: Setup) -> None:
-    for source, standard in ((setup.stdin, 0), (setup.stdout, 1), (setup.stderr, 2)):
-        if source is not None:
-            os.dup2(source, standard)
-            os.close(source)
+def _join(cgroup: int) -> None:
+    """Where it was not born there."""
+    fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup)
+    os.write(fd, b"0")
+    os.close(fd)
+
+
+def _take_descriptors(setup: Setup) -> None:
+    setup.step = "connect standard descriptors"
+    if setup.stdin is not None:
+        os.dup2(setup.stdin, 0)
+    if setup.stdout is not None and setup.stderr is not None:
+        os.dup2(setup.stdout, 1)
+        os.dup2(setup.stderr, 2)
+    setup.step = "close descriptors"
+    if setup.is_command:  # ours are closed by exec
+        for fd in setup.inherited:
+            os.close(fd)
+    else:
+        _close_descriptors(setup)
 
 
 def _close_descriptors(setup: Setup) -> None:
     """Close all that is not the caller's own; and of that, where it is not to be kept, all but the first three."""
-    os.close(setup.common.control)
-    if setup.cgroup is not None:
-        os.close(setup.cgroup)
-    manner = setup.common.manner
-    if not (manner.keep_terminal if setup.is_command else manner.keep_descriptors):
+    for fd in (setup.control, setup.cgroup, setup.stdout, setup.stderr):
+        if fd is not None:
+            os.close(fd)
+    if not setup.manner.keep_descriptors:
         first = 3
         for fd in sorted(fd for fd in (setup.result, setup.go, setup.task) if isinstance(fd, int)):
             if fd > first:
@@ -226,43 +275,10 @@ def _close_range(first: int, last: int) -> None:
                     os.close(fd)
 
 
-def _reset_signals(setup: Setup) -> None:
-    if setup.is_command:
-        for number in setup.common.ignored_signals:
-            signal.signal(number, signal.SIG_DFL)
-    if setup.common.manner.keep_terminal:
-        kernel.unblock_signals()
-
-
-def _wait_for_its_time(setup: Setup) -> None:
-    os.read(setup.go, 8)
-    os.close(setup.go)
-    if setup.common.manner.collect_garbage:
-        gc.enable()
-
-
-_STEPS: tuple[tuple[str, Callable[[Setup], None]], ...] = (
-    ("die with supervisor", _die_with_supervisor),
-    ("join cell", _join_cell),
-    ("leave session", _leave_session),
-    ("connect standard descriptors", _connect_standard_descriptors),
-    ("close descriptors", _close_descriptors),
-    ("reset signals", _reset_signals),
-    ("wait for its time", _wait_for_its_time),
-)
-
-
-def _unpack(task: Task | Command | bytes | int) -> Task | Command:
-    if isinstance(task, int):
-        with open(task, "rb", buffering=0) as file:
-            task = file.readall()
-    return transport.unpack_task(task) if isinstance(task, bytes) else task
-
-
-def _call(setup: Setup, task: Task) -> int:
+def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Run a Python call; its exit code."""
     try:
-        value = task.func(*task.args, **task.kwargs)
+        value = func(*args, **kwargs)
         delivery = transport.write_value(setup.result, value)
         code = 0 if delivery is Delivery.VALUE else 1
     except BaseException as error:  # noqa: BLE001 - all that a task raises is its result
@@ -319,16 +335,24 @@ def _execute(setup: Setup, command: Command) -> int:
         culprit = command.argv[0]
         if setup.data_limit:
             resource.setrlimit(resource.RLIMIT_DATA, (setup.data_limit, setup.data_limit))
-        if command.env is None:
-            os.execvp(command.argv[0], command.argv)
-        else:
-            os.execvpe(command.argv[0], command.argv, command.env)
+        _exec(command.argv, command.env)
     except OSError as error:
         # Named as it was given: execvpe names the last folder of PATH that it looked into.
         named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))
         transport.write_exception(setup.result, named, Delivery.NOT_EXECUTED)
         missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
         return NOT_FOUND if missing else NOT_EXECUTABLE
+
+
+def _exec(argv: tuple[str, ...], env: dict[str, str] | None) -> NoReturn:
+    """As execvp(3) or execvpe(3), without Python's long way to them where there is nothing to look up."""
+    if "/" in argv[0]:
+        if env is None:
+            os.execv(argv[0], argv)
+        os.execve(argv[0], argv, env)
+    if env is None:
+        os.execvp(argv[0], argv)
+    os.execvpe(argv[0], argv, env)
 
 
 def _interpreter(program: str | None) -> str | None:

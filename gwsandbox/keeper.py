@@ -28,13 +28,13 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     # A caller that ignores it has its children reaped by the kernel, and wait() would tell us nothing.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    kernel.be_subreaper()
     code = 1
     try:
         pid = os.fork()
         if pid == 0:
             if backend.needs_subreaper:
-                kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+                kernel.be_subreaper()
             supervise()
             os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the keeper too; now none is left
             code = 0

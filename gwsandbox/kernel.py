@@ -12,9 +12,9 @@ import os
 import signal
 import struct
 
-PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
-PR_SET_CHILD_SUBREAPER = 36
-PR_GET_TID_ADDRESS = 40
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_TID_ADDRESS = 40
 
 CLONE_PARENT = 0x0000_8000  # include/uapi/linux/sched.h
 CLONE_CHILD_CLEARTID = 0x0020_0000
@@ -37,13 +37,22 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
-_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]  # as wide as the kernel reads them
 _sigprocmask = _libc.sigprocmask
 _NO_SIGNALS = bytes(128)  # an empty sigset_t
 _python = ctypes.pythonapi
-for _hook in (_python.PyOS_BeforeFork, _python.PyOS_AfterFork_Child, _python.PyOS_AfterFork_Parent):
+_before_fork = _python.PyOS_BeforeFork
+_after_fork_child, _after_fork_parent = _python.PyOS_AfterFork_Child, _python.PyOS_AfterFork_Parent
+for _hook in (_before_fork, _after_fork_child, _after_fork_parent):
     _hook.restype = None
-    _hook.argtypes = []
+
+
+def _longs(*numbers: int) -> tuple[ctypes.c_ulong, ...]:
+    """Arguments of a system call, as wide as the kernel reads them; made once, as that is pages written in a guest."""
+    return tuple(map(ctypes.c_ulong, numbers))
+
+
+_DIE_WITH_PARENT = _longs(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+_BE_SUBREAPER = _longs(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 # struct clone_args up to its version 2, that of Linux 5.7: flags, pidfd, child_tid, parent_tid, exit_signal,
 # stack, stack_size, tls, set_tid, set_tid_size, cgroup.
@@ -56,9 +65,15 @@ def _fail(call: str) -> OSError:
     return OSError(errno, f"{call}: {os.strerror(errno)}")
 
 
-def prctl(option: int, argument: int = 0) -> None:
-    """prctl(2) with one argument."""
-    if _prctl(option, argument, 0, 0, 0):
+def die_with_parent() -> None:
+    """prctl(2) with PR_SET_PDEATHSIG: be killed when the parent ends."""
+    if _prctl(*_DIE_WITH_PARENT):
+        raise _fail("prctl")
+
+
+def be_subreaper() -> None:
+    """prctl(2) with PR_SET_CHILD_SUBREAPER: what descends from here and loses its parent becomes a child of ours."""
+    if _prctl(*_BE_SUBREAPER):
         raise _fail("prctl")
 
 
@@ -85,7 +100,7 @@ def renameat2(source: str, target: str, flags: int) -> None:
 def _tid_address() -> int:
     """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
     address = ctypes.c_ulong()
-    failed = _prctl(PR_GET_TID_ADDRESS, ctypes.addressof(address), 0, 0, 0)
+    failed = _prctl(*_longs(_PR_GET_TID_ADDRESS, ctypes.addressof(address), 0, 0, 0))
     return 0 if failed else address.value
 
 
@@ -122,15 +137,15 @@ def clone(*, for_exec: bool) -> int:
 
 def _fork(call: str, arguments: tuple[object, ...], *, for_exec: bool) -> int:
     if not for_exec:
-        _python.PyOS_BeforeFork()
+        _before_fork()
     pid: int = _syscall(*arguments)
     if pid == 0:
         if not for_exec:
-            _python.PyOS_AfterFork_Child()
+            _after_fork_child()
         return 0
     failure = _fail(call) if pid < 0 else None
     if not for_exec:
-        _python.PyOS_AfterFork_Parent()
+        _after_fork_parent()
     if failure is not None:
         raise failure
     return pid

@@ -151,16 +151,17 @@ class Nursery:
     def _send(self, attempt: Attempt, task: Task | Command | bytes | None) -> None:
         with contextlib.ExitStack() as sent:
             work, descriptor = b"", attempt.order.descriptor
+            stdin = None
+            if isinstance(task, Command) and task.stdin is not None:
+                stdin = transport.store(task.stdin, "gwsandbox-stdin")
+                sent.callback(os.close, stdin)
+                task = Command(task.argv, cwd=task.cwd, env=task.env)
             if attempt.order.work is not None:
                 work = task if isinstance(task, bytes) else pickle.dumps(task, protocol=5)
                 if len(work) > LARGEST_WORK:
                     descriptor = transport.store(work, "gwsandbox-task")
                     sent.callback(os.close, descriptor)
                     work = b""
-            stdin = None
-            if isinstance(task, Command) and task.stdin is not None:
-                stdin = transport.store(task.stdin, "gwsandbox-stdin")
-                sent.callback(os.close, stdin)
             stdout, stderr = [pipe.guests_end for pipe in attempt.outputs] or (None, None)
             assert self._zygote is not None
             self._zygote.order_birth(

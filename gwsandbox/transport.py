@@ -21,13 +21,13 @@ import pickle
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gwsandbox import kernel
 from gwsandbox.errors import GuestError, RemoteTraceback, TransferError
 from gwsandbox.judge import Delivery
-from gwsandbox.task import Command, Task
+from gwsandbox.task import Task
 
 _HEAD = struct.Struct("=4sBxxxQQQ")  # magic, delivery, length of the body, number of buffers, of the record
 _LENGTH = struct.Struct("=Q")
@@ -42,13 +42,14 @@ INLINE = 1 << 16  # bytes up to which a record travels in the report itself
 _PLAIN = frozenset({type(None), bool, int, float, str})  # what pickles in no other way than unpickles
 
 Buffer = bytes | bytearray | memoryview
+Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]  # function, arguments, keyword arguments
 
 
 # --- the call -------------------------------------------------------------------------------------------
 
 
-def pack_task(task: Task | Command, *, by_value: bool) -> bytes:
-    """A task as bytes, for a supervisor that was forked before it was queued.
+def pack_task(task: Task, *, by_value: bool) -> bytes:
+    """The call that a task is as bytes, for a supervisor that was forked before it was queued.
 
     Args:
         task: What to run.
@@ -57,15 +58,16 @@ def pack_task(task: Task | Command, *, by_value: bool) -> bytes:
     Raises:
         TransferError: Some part cannot be pickled; names its type.
     """
+    call = task.func, task.args, task.kwargs  # not the task itself, of which a guest needs no more
     if not by_value:
         try:
-            return pickle.dumps(task, protocol=5)
+            return pickle.dumps(call, protocol=5)
         except Exception:  # noqa: BLE001, S110 - lambdas and closures, and whatever a __reduce__ may raise
             pass
     import cloudpickle  # noqa: PLC0415 - 20 ms, and most runs pickle nothing by value
 
     try:
-        packed: bytes = cloudpickle.dumps(task, protocol=5)
+        packed: bytes = cloudpickle.dumps(call, protocol=5)
     except Exception as error:
         raise TransferError(
             f"task cannot be sent to its process: {describe(error)}; queue it before processing begins "
@@ -81,20 +83,26 @@ def store(data: bytes, name: str) -> int:
     return fd
 
 
-def unpack_task(packed: bytes) -> Task | Command:
-    """The task that ``pack_task`` packed.
+def read_stored(fd: int) -> bytes:
+    """What ``store`` wrote."""
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        return file.readall()
+
+
+def unpack_call(packed: bytes) -> Call:
+    """What ``pack_task`` packed.
 
     Raises:
         TransferError: Some part cannot be unpickled here; names it.
     """
     try:
-        task: Task | Command = pickle.loads(packed)
+        call: Call = pickle.loads(packed)
     except Exception as error:
         raise TransferError(
             f"task cannot be unpickled in its process: {describe(error)}; "
             "queue it before processing begins, or import what it needs in a module"
         ) from error
-    return task
+    return call
 
 
 # --- the record, written by the guest -------------------------------------------------------------------

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import gc
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -24,7 +25,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
-from gwsandbox import guest, kernel
+from gwsandbox import guest, kernel, transport
 from gwsandbox.task import Command, Task
 
 # Number of the task, RLIMIT_DATA of a program, whether it is one, and which descriptors come along in the order
@@ -115,17 +116,18 @@ class Zygote:
 def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner: guest.Manner) -> NoReturn:
     """Become the zygote. Comes back in the guests only, which do not come back."""
     try:
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        common = guest.look_around(control.fileno(), manner)
+        kernel.die_with_parent()
+        setup = guest.Setup(control.fileno(), manner)
         guest.forget_the_caller(keep_ignored=manner.keep_terminal)
         if not manner.keep_terminal:  # else the terminal's signals come here too, and shall not end us
             kernel.unblock_signals()
         resource.setrlimit(resource.RLIMIT_NOFILE, manner.open_files)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
         _raise_oom_score()
+        guest.rehearse()
         gc.disable()
         gc.freeze()  # or a guest's first collection would write to every page that it shares with us
-        _serve(control, brought, common)
+        _serve(control, brought, setup)
     except BaseException:  # noqa: BLE001 - a bug of ours: said where people look; the supervisor sees the end
         traceback.print_exc()
     finally:
@@ -139,11 +141,10 @@ def _raise_oom_score() -> None:
         file.write(str(min(score + _OOM_SCORE_RAISE, 1000)))
 
 
-def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common: guest.Common) -> None:
-    clone3_works = True
+def _serve(control: socket.socket, brought: Mapping[int, Task | Command], setup: guest.Setup) -> None:
     space = socket.CMSG_SPACE(4 * len(_ROLES))
     message = bytearray(_MESSAGE.size + LARGEST_WORK)
-    setup = guest.Setup(common)
+    suits_programs = False
     while True:
         size, ancillary, flags, _ = control.recvmsg_into([message], space, socket.MSG_CMSG_CLOEXEC)
         if not size:
@@ -157,28 +158,31 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], common
             continue
         # Here and not in the guest, which pays a page fault for each page that it is the first to write to.
         _fill(setup, message, size, descriptors, brought)
-        setup.born_inside = clone3_works
-        pid, clone3_works = _fork(setup, clone3_works=clone3_works)
+        if setup.is_command is not suits_programs:
+            suits_programs = setup.is_command
+            for number in guest.IGNORED_BY_PYTHON:
+                signal.signal(number, signal.SIG_DFL if suits_programs else signal.SIG_IGN)
+        pid = _fork(setup)
         if pid == 0:
-            setup.born_inside = clone3_works
             guest.live(setup)
         control.send(_ANSWER.pack(pid))
         for fd in descriptors:
             os.close(fd)
 
 
-def _fork(setup: guest.Setup, *, clone3_works: bool) -> tuple[int, bool]:
-    """As fork: the pid, or minus an errno; and whether clone3 (still) works, so that it was born in its cgroup."""
+def _fork(setup: guest.Setup) -> int:
+    """As fork: the pid, or minus an errno. Where clone3 is refused, guests are no longer born inside."""
+    if setup.born_inside:
+        try:
+            return kernel.clone3(setup.cgroup, for_exec=setup.is_command)
+        except OSError as error:
+            if error.errno not in _CLONE3_REFUSED:
+                return -(error.errno or errno.EAGAIN)
+            setup.born_inside = False
     try:
-        if clone3_works:
-            try:
-                return kernel.clone3(setup.cgroup, for_exec=setup.is_command), True
-            except OSError as error:
-                if error.errno not in _CLONE3_REFUSED:
-                    return -(error.errno or errno.EAGAIN), True
-        return kernel.clone(for_exec=setup.is_command), False
+        return kernel.clone(for_exec=setup.is_command)
     except OSError as error:
-        return -(error.errno or errno.EAGAIN), False
+        return -(error.errno or errno.EAGAIN)
 
 
 def _fill(
@@ -197,4 +201,9 @@ def _fill(
     setup.stdin = next(present) if mask & _STDIN else None
     setup.stdout = next(present) if mask & _STDOUT else None
     setup.stderr = next(present) if mask & _STDERR else None
-    setup.task = brought.get(number) or work or bytes(message[_MESSAGE.size : size])
+    task = brought.get(number) or work or bytes(message[_MESSAGE.size : size])
+    if is_command and isinstance(task, int):
+        task = transport.read_stored(task)
+    if is_command and isinstance(task, bytes):
+        task = pickle.loads(task)  # of the supervisor's own packing, and plain data
+    setup.task = task
