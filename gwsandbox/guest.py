@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 from gwsandbox import kernel, transport
 from gwsandbox.errors import GuestSetupError
 from gwsandbox.judge import Delivery
-from gwsandbox.task import Command, Task
+from gwsandbox.task import Task
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
 _SETUP_FAILED = 125
@@ -37,6 +37,9 @@ _INTERPRETERS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
     **dict.fromkeys(IGNORED_BY_PYTHON, signal.SIG_IGN),
 }
+
+
+Program = tuple[tuple[str, ...], str | None, dict[str, str] | None]  # arguments, folder, environment
 
 
 class Manner(NamedTuple):
@@ -65,9 +68,11 @@ class Setup:
         control: The zygote's end of its socket.
         manner: How guests are to live.
         inherited: Descriptors past the first three that exec would leave open.
+        tid_address: See ``kernel.clone3``.
         born_inside: Whether guests are born in their cgroups.
-        task: What to run; a Python call that was queued late as its bytes, or as a descriptor that holds them.
-        is_command: Whether it is a program.
+        is_command: Whether to run ``program``, or ``task``.
+        program: The program.
+        task: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
         data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
         result: The result descriptor.
         go: Descriptor that can be read when the task's time begins.
@@ -87,6 +92,7 @@ class Setup:
         "inherited",
         "is_command",
         "manner",
+        "program",
         "result",
         "stderr",
         "stdin",
@@ -94,10 +100,12 @@ class Setup:
         "step",
         "supervisor",
         "task",
+        "tid_address",
     )
 
-    task: Task | Command | bytes | int
     is_command: bool
+    program: Program
+    task: Task | bytes | int
     data_limit: int
     result: int
     go: int
@@ -118,6 +126,7 @@ class Setup:
         self.control = control
         self.manner = manner
         self.inherited = () if manner.keep_terminal else tuple(_inherited())
+        self.tid_address = kernel.tid_address()
         self.born_inside = True
 
 
@@ -174,14 +183,7 @@ def live(setup: Setup) -> NoReturn:
     try:
         _take_steps(setup)
         code = 1
-        task = setup.task
-        if isinstance(task, Command):
-            code = _execute(setup, task)
-        elif isinstance(task, Task):
-            code = _call(setup, task.func, task.args, task.kwargs)
-        else:
-            packed = transport.read_stored(task) if isinstance(task, int) else task
-            code = _call(setup, *transport.unpack_call(packed))
+        code = _execute(setup, *setup.program) if setup.is_command else _call(setup, *_open_call(setup.task))
     except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
         with contextlib.suppress(BaseException):
             _report(setup, error)
@@ -275,6 +277,12 @@ def _close_range(first: int, last: int) -> None:
                     os.close(fd)
 
 
+def _open_call(task: Task | bytes | int) -> transport.Call:
+    if isinstance(task, Task):
+        return task.func, task.args, task.kwargs
+    return transport.unpack_call(transport.read_stored(task) if isinstance(task, int) else task)
+
+
 def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Run a Python call; its exit code."""
     try:
@@ -326,16 +334,16 @@ def _finish_interpreter() -> None:
             pass
 
 
-def _execute(setup: Setup, command: Command) -> int:
+def _execute(setup: Setup, argv: tuple[str, ...], cwd: str | None, env: dict[str, str] | None) -> int:
     """Become the program. Comes back only if it cannot be executed; the exit code says why."""
-    culprit = command.cwd
+    culprit = cwd
     try:
-        if command.cwd is not None:
-            os.chdir(command.cwd)
-        culprit = command.argv[0]
+        if cwd is not None:
+            os.chdir(cwd)
+        culprit = argv[0]
         if setup.data_limit:
             resource.setrlimit(resource.RLIMIT_DATA, (setup.data_limit, setup.data_limit))
-        _exec(command.argv, command.env)
+        _exec(argv, env)
     except OSError as error:
         # Named as it was given: execvpe names the last folder of PATH that it looked into.
         named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))

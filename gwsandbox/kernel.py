@@ -7,7 +7,6 @@ those of x86_64 and, from clone3 on, of every architecture (include/uapi/asm-gen
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import signal
 import struct
@@ -96,32 +95,30 @@ def renameat2(source: str, target: str, flags: int) -> None:
         raise _fail("renameat2")
 
 
-@functools.cache
-def _tid_address() -> int:
+def tid_address() -> int:
     """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
     address = ctypes.c_ulong()
     failed = _prctl(*_longs(_PR_GET_TID_ADDRESS, ctypes.addressof(address), 0, 0, 0))
     return 0 if failed else address.value
 
 
-def clone3(cgroup: int | None, *, for_exec: bool) -> int:
+def clone3(cgroup: int | None, tid_address: int, *, for_exec: bool) -> int:
     """Fork a sibling by clone3(2): 0 in the child, its pid in the parent. The child is our parent's.
 
     It is born in the cgroup whose descriptor is ``cgroup``. Where it is only to become a program, Python's
     handlers do not run, as in ``subprocess``: those of ``threading`` alone cost half as much as the fork.
 
     To be called in a single-threaded process only: the C library's own fork handlers do not run.
-    As glibc's fork does, the kernel is asked to renew the thread id that the C library keeps, without which
-    the child's recursive locks would take it for its parent.
+    As glibc's fork does, the kernel is asked to renew the thread id that the C library keeps at ``tid_address``,
+    without which the child's recursive locks would take it for its parent.
     """
     flags = CLONE_PARENT
-    tid = _tid_address()
-    if tid:
+    if tid_address:
         flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID
     if cgroup is not None:
         flags |= CLONE_INTO_CGROUP
     # With CLONE_PARENT the signal at the child's exit must be 0 here: it is our own.
-    arguments = _CLONE_ARGS.pack(flags, 0, tid, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
+    arguments = _CLONE_ARGS.pack(flags, 0, tid_address, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
     return _fork("clone3", (_CLONE3, arguments, _CLONE_ARGS_SIZE), for_exec=for_exec)
 
 

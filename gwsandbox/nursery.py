@@ -150,18 +150,16 @@ class Nursery:
 
     def _send(self, attempt: Attempt, task: Task | Command | bytes | None) -> None:
         with contextlib.ExitStack() as sent:
-            work, descriptor = b"", attempt.order.descriptor
-            stdin = None
+            work, descriptor, stdin = attempt.order.work or b"", attempt.order.descriptor, None
             if isinstance(task, Command) and task.stdin is not None:
                 stdin = transport.store(task.stdin, "gwsandbox-stdin")
                 sent.callback(os.close, stdin)
-                task = Command(task.argv, cwd=task.cwd, env=task.env)
-            if attempt.order.work is not None:
-                work = task if isinstance(task, bytes) else pickle.dumps(task, protocol=5)
-                if len(work) > LARGEST_WORK:
-                    descriptor = transport.store(work, "gwsandbox-task")
-                    sent.callback(os.close, descriptor)
-                    work = b""
+            if isinstance(work, Command):
+                work = pickle.dumps((work.argv, work.cwd, work.env), protocol=5)
+            if len(work) > LARGEST_WORK:
+                descriptor = transport.store(work, "gwsandbox-task")
+                sent.callback(os.close, descriptor)
+                work = b""
             stdout, stderr = [pipe.guests_end for pipe in attempt.outputs] or (None, None)
             assert self._zygote is not None
             self._zygote.order_birth(

@@ -21,7 +21,8 @@ from gwsandbox.result import NOT_STARTED, Enforcement, Outcome, Usage
 from gwsandbox.task import Command
 
 _HEAD = struct.Struct("=QB")  # length of the pickle, number of descriptors (0 or 1)
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16  # bytes; a larger buffer would be mapped and unmapped by malloc each time
+_TRUNCATED = int(socket.MSG_CTRUNC)  # as a plain number, as Python computes with an enum's members in Python
 _FRAMES_TOGETHER = 1 << 16
 LOST = -1  # in the place of a descriptor that could not be received
 
@@ -163,7 +164,7 @@ class Link:
             return []
         except ConnectionResetError:
             data, descriptors, flags = b"", [], 0
-        if flags & socket.MSG_CTRUNC and not descriptors:
+        if flags & _TRUNCATED and not descriptors:
             descriptors = [LOST]
         self._descriptors.extend(descriptors)
         if not data:

@@ -112,11 +112,11 @@ class Command:
             raise TypeError(f"argv must be a sequence of arguments, not {type(argv).__name__}: {shorten(argv)}")
         if stdin is not None and not isinstance(stdin, bytes | bytearray | memoryview):
             raise TypeError(f"stdin must be bytes, not {type(stdin).__name__}: {shorten(stdin)}")
-        self.argv: tuple[str, ...] = tuple(os.fsdecode(argument) for argument in argv)
+        self.argv: tuple[str, ...] = tuple(_plain(os.fsdecode(argument)) for argument in argv)
         if not self.argv or not self.argv[0]:
             raise ValueError("argv must name a program; it is empty")
         self.stdin = None if stdin is None else bytes(stdin)
-        self.cwd = None if cwd is None else os.fsdecode(cwd)
+        self.cwd = None if cwd is None else _plain(os.fsdecode(cwd))
         self.env = None if env is None else _check_env(env)
         texts = [*self.argv, self.cwd or "", *(self.env or {}), *(self.env or {}).values()]
         if nul := next((text for text in texts if "\0" in text), None):
@@ -153,7 +153,12 @@ def _check_env(env: Mapping[str, str]) -> dict[str, str]:
             raise TypeError(f"env must map names to texts, not {shorten(pair)}")
         if not pair[0] or "=" in pair[0]:
             raise ValueError(f"not the name of an environment variable: {shorten(pair[0])}")
-    return dict(env)
+    return {_plain(name): _plain(value) for name, value in env.items()}
+
+
+def _plain(text: str) -> str:
+    """A ``str`` of a class of the caller's own (an enum's member, an element of an array) as what execve would take."""
+    return str.__str__(text)
 
 
 def check_limits(limits: Limits | None) -> Limits | None:

@@ -36,6 +36,7 @@ _RIGHTS = [struct.Struct(f"={count}i") for count in range(8)]  # descriptors, as
 _ROLES = ("result", "go", "cgroup", "work", "stdin", "stdout", "stderr")
 _CGROUP, _WORK, _STDIN, _STDOUT, _STDERR = (1 << place for place in range(2, len(_ROLES)))
 LARGEST_WORK = 1 << 16  # bytes of a packed task up to which it travels in the message
+_TRUNCATED = int(socket.MSG_CTRUNC)  # a plain number: Python computes with an enum's members in Python
 _OOM_SCORE_RAISE = 500  # of 1000: guests go before the user's own service, after whatever asked to be first
 _CLONE3_REFUSED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.E2BIG})
 
@@ -73,7 +74,7 @@ class Zygote:
             number: Of the task.
             descriptors: Those of ``_ROLES`` that it has; they stay the caller's of this function.
             work: The packed task; empty where it was brought along, or comes as a descriptor.
-            is_command: Whether it is a program.
+            is_command: Whether it is a program; its ``work`` is a pickled ``guest.Program``.
             data_limit: See ``guest.Setup``.
 
         Raises:
@@ -151,7 +152,7 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], setup:
             return
         rights = ancillary[0][2] if ancillary else b""
         descriptors = _RIGHTS[len(rights) // 4].unpack(rights)
-        if flags & socket.MSG_CTRUNC:  # not all of them fit below RLIMIT_NOFILE
+        if flags & _TRUNCATED:  # not all of them fit below RLIMIT_NOFILE
             for fd in descriptors:
                 os.close(fd)
             control.send(_ANSWER.pack(-errno.EMFILE))
@@ -174,7 +175,7 @@ def _fork(setup: guest.Setup) -> int:
     """As fork: the pid, or minus an errno. Where clone3 is refused, guests are no longer born inside."""
     if setup.born_inside:
         try:
-            return kernel.clone3(setup.cgroup, for_exec=setup.is_command)
+            return kernel.clone3(setup.cgroup, setup.tid_address, for_exec=setup.is_command)
         except OSError as error:
             if error.errno not in _CLONE3_REFUSED:
                 return -(error.errno or errno.EAGAIN)
@@ -201,9 +202,10 @@ def _fill(
     setup.stdin = next(present) if mask & _STDIN else None
     setup.stdout = next(present) if mask & _STDOUT else None
     setup.stderr = next(present) if mask & _STDERR else None
-    task = brought.get(number) or work or bytes(message[_MESSAGE.size : size])
-    if is_command and isinstance(task, int):
-        task = transport.read_stored(task)
-    if is_command and isinstance(task, bytes):
-        task = pickle.loads(task)  # of the supervisor's own packing, and plain data
-    setup.task = task
+    task = brought.get(number)
+    if isinstance(task, Command):
+        setup.program = task.argv, task.cwd, task.env
+    elif is_command:
+        setup.program = pickle.loads(message[_MESSAGE.size : size] if work is None else transport.read_stored(work))
+    else:
+        setup.task = task or work or bytes(message[_MESSAGE.size : size])
