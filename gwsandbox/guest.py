@@ -157,12 +157,15 @@ def rehearse() -> None:
     The dynamic linker looks up a function when it is first called. And a large allocation lets malloc sort the
     chunks that the caller has freed, through which the first small one would go in a guest.
     """
-    with contextlib.suppress(OSError):
-        os.execv("/", ("/",))
-    with contextlib.suppress(OSError):
-        os.execve("/", ("/",), {})
-    with contextlib.suppress(OSError):
-        os.pwrite(-1, b"", 0)
+    calls: tuple[tuple[Callable[..., object], tuple[object, ...]], ...] = (
+        (os.execv, ("/", ("/",))),
+        (os.execve, ("/", ("/",), {})),
+        (os.read, (-1, 1)),
+        (os.pwrite, (-1, b"", 0)),
+    )
+    for call, arguments in calls:
+        with contextlib.suppress(OSError):
+            call(*arguments)
     bytearray(1 << 20)
 
 
