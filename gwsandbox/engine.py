@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import pickle
 import signal
@@ -102,6 +103,7 @@ class Engine:
         return Config(
             max_workers=self._settings.max_workers,
             caller=os.getpid(),
+            collect_garbage=gc.isenabled(),
             pass_through=self._settings.pass_through,
             trusted=self._settings.trusted,
         )
@@ -275,6 +277,10 @@ def become_keeper(
         backend: The caller's, or ``None`` in a clean interpreter.
         brought: Tasks that came along with the fork.
     """
+    # In all processes that come from here the caller's heap shall stay shared with it: a collection would write to
+    # every page. Only guests collect again.
+    gc.disable()
+    gc.freeze()
     try:
         for fd in not_its_own:
             os.close(fd)

@@ -166,7 +166,7 @@ def rehearse() -> None:
     for call, arguments in calls:
         with contextlib.suppress(OSError):
             call(*arguments)
-    bytearray(1 << 20)
+    bytearray(1 << 14)
 
 
 def _inherited() -> Iterator[int]:

@@ -35,7 +35,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import gc
 import os
 import resource
 import select
@@ -70,12 +69,14 @@ class Config(NamedTuple):
     Args:
         max_workers: Guests at a time.
         caller: Pid of the caller.
+        collect_garbage: Whether the caller has the garbage collector on.
         pass_through: Programs keep the caller's terminal, session and standard descriptors.
         trusted: Python calls hold the caller's descriptors; see ``engine.Settings``.
     """
 
     max_workers: int
     caller: int
+    collect_garbage: bool = True
     pass_through: bool = False
     trusted: bool = True
 
@@ -96,7 +97,7 @@ class Supervisor:
             keep_terminal=config.pass_through,
             keep_descriptors=config.trusted,
             be_subreaper=backend.needs_subreaper,
-            collect_garbage=gc.isenabled(),
+            collect_garbage=config.collect_garbage,
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
         )
         # Each guest takes up to ten descriptors here: the usual soft limit of 1024 is a hundred workers.
@@ -114,9 +115,6 @@ class Supervisor:
 
     def run(self) -> None:
         """Until the caller is done or gone."""
-        # The caller's heap shall stay shared with it: a collection would write to every page.
-        gc.disable()
-        gc.freeze()
         if not self._config.pass_through:
             _read_nothing()
         self._callers_end = os.pidfd_open(self._config.caller)

@@ -126,7 +126,6 @@ def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
         _raise_oom_score()
         guest.rehearse()
-        gc.disable()
         gc.freeze()  # or a guest's first collection would write to every page that it shares with us
         _serve(control, brought, setup)
     except BaseException:  # noqa: BLE001 - a bug of ours: said where people look; the supervisor sees the end
