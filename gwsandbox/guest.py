@@ -14,7 +14,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
-import gc
 import os
 import resource
 import signal
@@ -25,7 +24,6 @@ from typing import Any, NamedTuple, NoReturn
 from gwsandbox import kernel, transport
 from gwsandbox.errors import GuestSetupError
 from gwsandbox.judge import Delivery
-from gwsandbox.task import Task
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
 _SETUP_FAILED = 125
@@ -66,13 +64,15 @@ class Setup:
     Attributes:
         supervisor: Pid of the supervisor, whose child every guest is.
         control: The zygote's end of its socket.
-        manner: How guests are to live.
-        inherited: Descriptors past the first three that exec would leave open.
+        inherited: Descriptors past the first three that a program would inherit, and shall not.
+        keep_terminal: See ``Manner``.
+        keep_descriptors: See ``Manner``.
+        be_subreaper: See ``Manner``.
         tid_address: See ``kernel.clone3``.
         born_inside: Whether guests are born in their cgroups.
-        is_command: Whether to run ``program``, or ``task``.
+        is_command: Whether to run ``program``, or to make ``call``.
         program: The program.
-        task: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
+        call: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
         data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
         result: The result descriptor.
         go: Descriptor that can be read when the task's time begins.
@@ -80,32 +80,32 @@ class Setup:
         stdin: Descriptor to read from, or ``None`` for the zygote's (/dev/null, or the caller's own).
         stdout: Descriptor to write to, or ``None`` for the caller's own.
         stderr: Likewise.
-        step: The step that the guest takes; "" past the last.
     """
 
     __slots__ = (
+        "be_subreaper",
         "born_inside",
+        "call",
         "cgroup",
         "control",
         "data_limit",
         "go",
         "inherited",
         "is_command",
-        "manner",
+        "keep_descriptors",
+        "keep_terminal",
         "program",
         "result",
         "stderr",
         "stdin",
         "stdout",
-        "step",
         "supervisor",
-        "task",
         "tid_address",
     )
 
     is_command: bool
     program: Program
-    task: Task | bytes | int
+    call: transport.Call | bytes | int
     data_limit: int
     result: int
     go: int
@@ -113,7 +113,6 @@ class Setup:
     stdin: int | None
     stdout: int | None
     stderr: int | None
-    step: str
 
     def __init__(self, control: int, manner: Manner) -> None:
         """In the zygote, once: what every guest will need to know.
@@ -124,8 +123,10 @@ class Setup:
         """
         self.supervisor = os.getppid()
         self.control = control
-        self.manner = manner
         self.inherited = () if manner.keep_terminal else tuple(_inherited())
+        self.keep_terminal = manner.keep_terminal
+        self.keep_descriptors = manner.keep_descriptors
+        self.be_subreaper = manner.be_subreaper
         self.tid_address = kernel.tid_address()
         self.born_inside = True
 
@@ -186,50 +187,44 @@ def live(setup: Setup) -> NoReturn:
     try:
         _take_steps(setup)
         code = 1
-        code = _execute(setup, *setup.program) if setup.is_command else _call(setup, *_open_call(setup.task))
+        code = _execute(setup, *setup.program) if setup.is_command else _call(setup, *_open_call(setup.call))
+    except GuestSetupError as error:
+        transport.write_exception(setup.result, error, Delivery.STEP_FAILED)
     except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
-        with contextlib.suppress(BaseException):
-            _report(setup, error)
+        transport.write_exception(setup.result, error, Delivery.RAISED)
     finally:
         os._exit(code)
 
 
-def _report(setup: Setup, error: BaseException) -> None:
-    """A step of ours failed; or, past the last one, the task cannot be unpacked or its record not be written."""
-    if not setup.step:
-        transport.write_exception(setup.result, error, Delivery.RAISED)
-        return
-    number = getattr(error, "errno", None) or 0
-    failure = GuestSetupError(f"guest step '{setup.step}' failed", value=str(error), errno=number)
-    transport.write_exception(setup.result, failure, Delivery.STEP_FAILED)
-
-
 def _take_steps(setup: Setup) -> None:
-    setup.step = "die with supervisor"
-    kernel.die_with_parent()
-    # It may have died before that call. Compared with its pid and not with 1: in a container it may be 1.
-    if os.getppid() != setup.supervisor:
-        os._exit(_SETUP_FAILED)
-    setup.step = "join cell"
-    if setup.cgroup is not None and not setup.born_inside:
-        _join(setup.cgroup)
-    manner = setup.manner
-    if manner.be_subreaper:
-        kernel.be_subreaper()
-    setup.step = "leave session"
-    if not manner.keep_terminal:
-        os.setsid()
-    _take_descriptors(setup)
-    if manner.keep_terminal:
-        setup.step = "unblock signals"
-        kernel.unblock_signals()
-    setup.step = "wait for its time"
-    os.read(setup.go, 8)
-    if not setup.is_command:
+    step = "die with supervisor"
+    try:
+        kernel.die_with_parent()
+        # It may have died before that call. Compared with its pid and not with 1: in a container it may be 1.
+        if os.getppid() != setup.supervisor:
+            os._exit(_SETUP_FAILED)
+        step = "join cell"
+        if setup.cgroup is not None and not setup.born_inside:
+            _join(setup.cgroup)
+        if setup.be_subreaper:
+            kernel.be_subreaper()
+        step = "leave session"
+        if not setup.keep_terminal:
+            os.setsid()
+        step = "connect standard descriptors"
+        if setup.stdin is not None or setup.stdout is not None:
+            _connect(setup)
+        step = "close descriptors"
+        _close_descriptors(setup)
+        step = "unblock signals"
+        if setup.keep_terminal:
+            kernel.unblock_signals()
+        step = "wait for its time"
+        os.read(setup.go, 8)
         os.close(setup.go)
-        if manner.collect_garbage:
-            gc.enable()
-    setup.step = ""
+    except Exception as error:  # noqa: BLE001 - reported with its name, whatever it is
+        number = getattr(error, "errno", None) or 0
+        raise GuestSetupError(f"guest step '{step}' failed", value=str(error), errno=number) from None
 
 
 def _join(cgroup: int) -> None:
@@ -239,29 +234,27 @@ def _join(cgroup: int) -> None:
     os.close(fd)
 
 
-def _take_descriptors(setup: Setup) -> None:
-    setup.step = "connect standard descriptors"
+def _connect(setup: Setup) -> None:
     if setup.stdin is not None:
         os.dup2(setup.stdin, 0)
     if setup.stdout is not None and setup.stderr is not None:
         os.dup2(setup.stdout, 1)
         os.dup2(setup.stderr, 2)
-    setup.step = "close descriptors"
-    if setup.is_command:  # ours are closed by exec
-        for fd in setup.inherited:
-            os.close(fd)
-    else:
-        _close_descriptors(setup)
 
 
 def _close_descriptors(setup: Setup) -> None:
     """Close all that is not the caller's own; and of that, where it is not to be kept, all but the first three."""
-    for fd in (setup.control, setup.cgroup, setup.stdout, setup.stderr):
-        if fd is not None:
+    if setup.is_command:  # ours are closed by exec
+        for fd in setup.inherited:
             os.close(fd)
-    if not setup.manner.keep_descriptors:
+        return
+    os.close(setup.control)
+    for own in (setup.cgroup, setup.stdout, setup.stderr):
+        if own is not None:
+            os.close(own)
+    if not setup.keep_descriptors:
         first = 3
-        for fd in sorted(fd for fd in (setup.result, setup.go, setup.task) if isinstance(fd, int)):
+        for fd in sorted(fd for fd in (setup.result, setup.go, setup.call) if isinstance(fd, int)):
             if fd > first:
                 _close_range(first, fd - 1)
             first = fd + 1
@@ -280,10 +273,10 @@ def _close_range(first: int, last: int) -> None:
                     os.close(fd)
 
 
-def _open_call(task: Task | bytes | int) -> transport.Call:
-    if isinstance(task, Task):
-        return task.func, task.args, task.kwargs
-    return transport.unpack_call(transport.read_stored(task) if isinstance(task, int) else task)
+def _open_call(call: transport.Call | bytes | int) -> transport.Call:
+    if isinstance(call, int):
+        call = transport.read_stored(call)
+    return transport.unpack_call(call) if isinstance(call, bytes) else call
 
 
 def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -127,6 +127,8 @@ def _breed(control: socket.socket, brought: Mapping[int, Task | Command], manner
         _raise_oom_score()
         guest.rehearse()
         gc.freeze()  # or a guest's first collection would write to every page that it shares with us
+        if manner.collect_garbage:
+            gc.enable()
         _serve(control, brought, setup)
     except BaseException:  # noqa: BLE001 - a bug of ours: said where people look; the supervisor sees the end
         traceback.print_exc()
@@ -204,7 +206,9 @@ def _fill(
     task = brought.get(number)
     if isinstance(task, Command):
         setup.program = task.argv, task.cwd, task.env
+    elif task is not None:
+        setup.call = task.func, task.args, task.kwargs
     elif is_command:
         setup.program = pickle.loads(message[_MESSAGE.size : size] if work is None else transport.read_stored(work))
     else:
-        setup.task = task or work or bytes(message[_MESSAGE.size : size])
+        setup.call = work or bytes(message[_MESSAGE.size : size])

@@ -213,6 +213,19 @@ def test_a_programs_signals_are_all_default(backend: BackendName) -> None:
     assert [int(fields[f"Sig{name}"], 16) for name in ("Blk", "Ign", "Cgt")] == [0, 0, 0]
 
 
+def test_programs_and_calls_by_turns_have_each_their_own_signals(backend: BackendName) -> None:
+    """The zygote ignores for its guests what Python ignores, and stops doing so for a program."""
+    call, program = Task(status), Command(["cat", "/proc/self/status"])
+    results = run_all(backend, [program, call, program, program, call, call, program], workers=1)
+    ignored = []
+    for result in results:
+        lines = result.result.stdout.decode().splitlines() if isinstance(result.task, Command) else None
+        fields = result.result if lines is None else dict(line.split(":", 1) for line in lines)
+        ignored.append(int(fields["SigIgn"], 16))
+    pythons = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
+    assert ignored == [0, pythons, 0, 0, pythons, pythons, 0]
+
+
 def kin() -> dict[str, int]:
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         score = int(file.read())
@@ -521,7 +534,7 @@ from gwsandbox import ProcessManager, Task
 from gwsandbox import guest
 def broken(setup):
     os.open("/mnt/does/not/exist", os.O_RDONLY)
-guest._STEPS = tuple((name, broken if name == "leave session" else step) for name, step in guest._STEPS)
+guest._close_descriptors = broken
 with ProcessManager(1, backend="rlimit") as manager:
     manager.queue_task(Task(abs, (-1,)))
 (result,) = manager.task_results
@@ -531,7 +544,7 @@ print(result.detail)
 """
     with Program(source) as program:
         assert program.line() == "SANDBOX_ERROR False 125 GuestSetupError"
-        assert program.line() == "guest step 'leave session' failed 2"
+        assert program.line() == "guest step 'close descriptors' failed 2"
         assert "No such file or directory" in program.line()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import os
 import pickle
@@ -126,6 +127,17 @@ def test_a_commands_repr() -> None:
 def test_a_commands_arguments_may_be_paths_and_bytes() -> None:
     assert Command([Path("/bin/true"), b"x\xff", "y"]).argv == ("/bin/true", os.fsdecode(b"x\xff"), "y")
     assert Command(["x"], cwd=Path("/tmp")).cwd == "/tmp"
+
+
+class Shade(enum.StrEnum):
+    DARK = "dark"
+
+
+def test_a_commands_texts_of_another_class_become_plain() -> None:
+    command = Command(["x", Shade.DARK], cwd=Shade.DARK, env={Shade.DARK: Shade.DARK})
+    assert command.env is not None
+    texts = [*command.argv[1:], command.cwd, *command.env, *command.env.values()]
+    assert [(type(text), text) for text in texts] == [(str, "dark")] * 4
 
 
 def test_a_commands_equality_and_hash() -> None:

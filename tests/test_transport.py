@@ -358,12 +358,15 @@ def test_a_result_of_more_than_2_gib_is_written_and_read_in_pieces(record: int) 
 
 
 def test_a_task_by_reference_and_by_value() -> None:
-    task = Task(len, ("abc",), {})
+    task = Task(sorted, ("abc",), {"reverse": True})
     for by_value in (False, True):
-        assert transport.unpack_task(transport.pack_task(task, by_value=by_value)) == task
-    local = transport.unpack_task(transport.pack_task(Task(lambda: 5), by_value=False))
-    assert isinstance(local, Task)
-    assert local.func() == 5
+        assert transport.unpack_call(transport.pack_task(task, by_value=by_value)) == (
+            sorted,
+            ("abc",),
+            {"reverse": True},
+        )
+    local, _, _ = transport.unpack_call(transport.pack_task(Task(lambda: 5), by_value=False))
+    assert local() == 5
 
 
 def test_a_task_that_cannot_travel_names_the_type_and_the_remedy() -> None:
@@ -374,7 +377,7 @@ def test_a_task_that_cannot_travel_names_the_type_and_the_remedy() -> None:
 def test_a_task_that_cannot_be_unpickled_names_what_is_missing() -> None:
     packed = transport.pack_task(Task(len, ("x",)), by_value=False).replace(b"builtins", b"builtinz")
     with pytest.raises(TransferError, match="task cannot be unpickled in its process: .*builtinz"):
-        transport.unpack_task(packed)
+        transport.unpack_call(packed)
 
 
 def test_stored_data_is_read_from_its_start() -> None:

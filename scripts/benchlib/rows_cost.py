@@ -32,7 +32,7 @@ def contenders(plan: Plan, workers: int) -> list[Contender]:
     """Those of P1 and P2."""
     bare = Terms(workers=workers, backend=plan.backend)
     limited = bare._replace(memory=_MEMORY, wall=_WALL, pids=_PIDS)
-    many, few = plan.pick(200, 40, 5), plan.pick(20, 6, 3)
+    many, few = plan.pick(200, 200, 5), plan.pick(20, 20, 3)
     return [
         Contender("fork, bare interpreter", "fork", bare, many // 2, work="forks"),
         Contender("gwsandbox, no limits", "gwsandbox", bare, many, is_ours=True),
@@ -225,7 +225,7 @@ def _piling_up(plan: Plan) -> Iterator[Entry]:
 def p10(plan: Plan) -> Row:
     row = Row("P10", "/bin/true, one after the other, per run", "subprocess.run")
     terms = Terms(backend=plan.backend, memory=_MEMORY, wall=_WALL, pids=_PIDS)
-    count = plan.pick(40, 10, 3)
+    count = plan.pick(40, 40, 3)
     order = {"argv": ["/bin/true"], "count": count}
     tools = ("fork + execv", "gwsandbox", "bwrap", "systemd-run --scope", "systemd-run --wait", "BenchExec")
     floors: list[float] = []
