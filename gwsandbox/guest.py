@@ -30,10 +30,10 @@ _SETUP_FAILED = 125
 
 _UNSTOPPABLE = {signal.SIGKILL, signal.SIGSTOP}
 # What the interpreter starts with: Python code expects exceptions in the place of these signals.
-IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _INTERPRETERS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
-    **dict.fromkeys(IGNORED_BY_PYTHON, signal.SIG_IGN),
+    **dict.fromkeys(_IGNORED_BY_PYTHON, signal.SIG_IGN),
 }
 
 
@@ -158,16 +158,24 @@ def rehearse() -> None:
     The dynamic linker looks up a function when it is first called. And a large allocation lets malloc sort the
     chunks that the caller has freed, through which the first small one would go in a guest.
     """
-    calls: tuple[tuple[Callable[..., object], tuple[object, ...]], ...] = (
-        (os.execv, ("/", ("/",))),
-        (os.execve, ("/", ("/",), {})),
-        (os.read, (-1, 1)),
-        (os.pwrite, (-1, b"", 0)),
-    )
-    for call, arguments in calls:
-        with contextlib.suppress(OSError):
-            call(*arguments)
+    with contextlib.suppress(OSError):
+        os.read(-1, 1)
+    with contextlib.suppress(OSError):
+        os.pwrite(-1, b"", 0)
     bytearray(1 << 14)
+
+
+def suit(*, programs: bool) -> None:
+    """In the zygote, when the next guest is a program and the last was none, or the other way about.
+
+    What is ignored stays so in a program, and Python ignores some signals.
+    """
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL if programs else signal.SIG_IGN)
+    if programs:  # to be rehearsed too, but not by who runs no programs: a seccomp filter may kill for it
+        for execute, rest in ((os.execv, ()), (os.execve, ({},))):
+            with contextlib.suppress(Exception):
+                execute("/", ("/",), *rest)
 
 
 def _inherited() -> Iterator[int]:

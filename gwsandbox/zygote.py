@@ -162,8 +162,7 @@ def _serve(control: socket.socket, brought: Mapping[int, Task | Command], setup:
         _fill(setup, message, size, descriptors, brought)
         if setup.is_command is not suits_programs:
             suits_programs = setup.is_command
-            for number in guest.IGNORED_BY_PYTHON:
-                signal.signal(number, signal.SIG_DFL if suits_programs else signal.SIG_IGN)
+            guest.suit(programs=suits_programs)
         pid = _fork(setup)
         if pid == 0:
             guest.live(setup)
