@@ -87,7 +87,10 @@ class Link:
         """Put a message into the outbox; ``descriptor`` is the link's from here on, which closes it."""
         body = pickle.dumps(message, protocol=5)
         head = _HEAD.pack(len(body), 0 if descriptor is None else 1)
-        self._outbox.append((memoryview(head + body), descriptor))
+        if len(body) < _FRAMES_TOGETHER:
+            self._outbox.append((memoryview(head + body), descriptor))
+        else:  # not copied once more
+            self._outbox += [(memoryview(head), descriptor), (memoryview(body), None)]
         self.waiting_bytes += len(head) + len(body)
         self.waiting_descriptors += descriptor is not None
 
@@ -126,7 +129,7 @@ class Link:
         together: list[memoryview] = []
         size = 0
         for view, descriptor in self._outbox:
-            if descriptor is not None or size > _FRAMES_TOGETHER:
+            if descriptor is not None or size + len(view) > _FRAMES_TOGETHER:
                 break
             together.append(view)
             size += len(view)
