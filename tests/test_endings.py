@@ -198,7 +198,8 @@ def test_every_zygote_is_killed(backend: BackendName) -> None:
     results, alive = in_the_middle(backend, kill_all_but_guests, limits=Limits(wall_seconds=1.0 * PACE))
     killer.join()
     assert alive == set()
-    assert [result.outcome for result in results].count(Outcome.TIMED_OUT) == 3
+    # Three ran already; a fourth may be born when for a moment there is none to kill, and so nobody to kill it.
+    assert [result.outcome for result in results].count(Outcome.TIMED_OUT) >= 3
     lost = [result for result in results if result.outcome is not Outcome.TIMED_OUT]
     assert {result.outcome for result in lost} <= {Outcome.SANDBOX_ERROR, Outcome.KILLED}, results
     assert "fork guest: the zygote process was killed again and again" in [result.detail for result in lost]
