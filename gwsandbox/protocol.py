@@ -7,6 +7,7 @@ bytes, or as a descriptor, and is not looked into by the supervisor.
 from __future__ import annotations
 
 import array
+import functools
 import os
 import pickle
 import socket
@@ -39,6 +40,9 @@ class Order(NamedTuple):
     work: bytes | Command | None = None
     descriptor: int | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_order, (self.number, _pack_limits(self.limits), self.work, self.descriptor)
+
     def close(self) -> None:
         """It is done with, or comes to nothing."""
         if self.descriptor is not None:
@@ -63,6 +67,24 @@ class Report(NamedTuple):
     enforcement: Enforcement = NOT_STARTED
     payload: bytes | tuple[bytes, bytes] = b""
     error: BaseException | None = None
+
+
+# Nearly all orders of a run have the same limits: they are pickled once, travel as bytes, and are unpickled once.
+
+
+@functools.lru_cache(maxsize=64)
+def _pack_limits(limits: Limits) -> bytes:
+    return pickle.dumps(limits, protocol=5)
+
+
+@functools.lru_cache(maxsize=64)
+def _unpack_limits(packed: bytes) -> Limits:
+    limits: Limits = pickle.loads(packed)
+    return limits
+
+
+def _make_order(number: int, limits: bytes, work: bytes | Command | None, descriptor: int | None) -> Order:
+    return Order(number, _unpack_limits(limits), work, descriptor)
 
 
 class Link:

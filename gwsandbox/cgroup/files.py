@@ -54,8 +54,8 @@ def write(name: str, value: str, folder: int, step: str, path: str) -> bool:
 
 def parse_flat(text: str | None) -> dict[str, int]:
     """A "flat keyed" file such as memory.events, as numbers by key; empty where there is none."""
-    pairs = (line.split() for line in (text or "").splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+    words = iter((text or "").split())
+    return {key: int(value) for key, value in zip(words, words, strict=True)}
 
 
 def parse_number(text: str | None) -> int | None:
