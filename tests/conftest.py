@@ -113,7 +113,8 @@ class Surroundings:
 
 def _our_processes() -> dict[int, str]:
     """Children of ours, zombies too; forks of ours, wherever they went; and what bears our mark."""
-    found = dict.fromkeys(process_tree.children(os.getpid()), "a child of the tests")
+    children = [pid for pid in process_tree.children(os.getpid()) if not _is_dead(pid)]
+    found = dict.fromkeys(children, "a child of the tests")
     everybody = {int(name) for name in os.listdir("/proc") if name.isdigit()}
     for pid in everybody - found.keys() - _strangers:
         if what := _ours(pid):
@@ -123,6 +124,15 @@ def _our_processes() -> dict[int, str]:
     for pid in _in_our_cgroups() - found.keys() - {os.getpid()}:
         found[pid] = "in a cgroup of the tests"
     return found
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether it has ended and nobody is to reap it: with SIGCHLD ignored it is there for a moment more."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"X"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _image(pid: int | str) -> tuple[bytes, ...]:

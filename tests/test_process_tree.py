@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from support import MIB, Program, is_running, times
+from support import MIB, SLOW, Program, Watched, times
 
 from gwsandbox import process_tree
 
@@ -45,10 +45,11 @@ def test_a_deep_tree(chain: Program) -> None:
 
 def test_killing_a_deep_tree(chain: Program) -> None:
     pids = {int(chain.line()) for _ in range(DEPTH)}
-    process_tree.kill_tree(chain.pid)
+    with Watched(*pids) as tree:
+        process_tree.kill_tree(chain.pid)
+        assert not tree.living_after(60 * SLOW)
     assert chain.process.stdout is not None
     assert chain.process.stdout.read() == b""
-    assert not any(map(is_running, pids))
 
 
 def test_who_is_gone_has_and_is_nothing() -> None:

@@ -355,6 +355,7 @@ def test_reload(spool: SpoolFolder) -> None:
         assert json.loads(limits["before"])["wall_seconds"] == 1000
         assert json.loads(limits["after"])["wall_seconds"] == 0.5 * BEAT
         service.signal(signal.SIGTERM)
+        service.wait_for("STOPPING=1")  # or the second may come while the first is pending, and be the same
         service.signal(signal.SIGTERM)
         service.wait()
 
