@@ -283,7 +283,8 @@ def _close_range(first: int, last: int) -> None:
 
 def _open_call(call: transport.Call | bytes | int) -> transport.Call:
     if isinstance(call, int):
-        call = transport.read_stored(call)
+        stored, call = call, transport.read_stored(call)
+        os.close(stored)
     return transport.unpack_call(call) if isinstance(call, bytes) else call
 
 

@@ -69,6 +69,18 @@ def test_a_call_has_the_callers_descriptors_and_its_result_and_no_other(backend:
         os.close(writer)
 
 
+def count_descriptors(_argument: bytes) -> int:
+    return len(open_descriptors())
+
+
+def test_a_large_argument_leaves_no_descriptor_to_the_call(backend: BackendName) -> None:
+    """One that is queued late comes as a descriptor."""
+    with ProcessManager(1, backend=backend) as manager:
+        manager.queue_tasks(Task(count_descriptors, (bytes(size),)) for size in (10, 10_000_000))
+    small, large = (result.result for result in manager.task_results)
+    assert small == large
+
+
 def test_a_call_in_a_clean_interpreter_has_none_of_the_callers(backend: BackendName) -> None:
     reader, writer = os.pipe()
     os.set_inheritable(reader, True)
