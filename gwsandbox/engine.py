@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import os
 import pickle
 import signal
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from gwsandbox import transport
+from gwsandbox import kernel, transport
 from gwsandbox.backend import Backend
 from gwsandbox.cgroup.leaf import CgroupBackend
 from gwsandbox.errors import (
@@ -40,6 +41,10 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 # Run by a clean interpreter in "forkserver" mode.
 _FORKSERVER = "import sys; from gwsandbox.engine import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+
+# How it answers when it is to preload modules; what could not be imported, and why, follows the second.
+_PRELOADED, _NOT_PRELOADED = b"+", b"-"
+_PRELOAD_REMEDY = "see that the caller could import it, or leave it out of preload"
 
 
 class Engine:
@@ -83,6 +88,8 @@ class Engine:
         self._link = Link(own)
         _engines.add(self)
         self._open_gate(writer)
+        if settings.preload:
+            self._await_preload(own)
 
     # --- starting -----------------------------------------------------------------------------------
 
@@ -95,9 +102,23 @@ class Engine:
                 gate.close()  # the keeper reads nothing, and exits
                 self.close()
                 raise
-            start = (handover, sys.path, os.environ.get("PYTHONPATH"), self._backend.name, self._config())
+            clean = (os.environ.get("PYTHONPATH"), self._backend.name, self._settings.preload)
+            start = (handover, sys.path, clean, self._config())
             with contextlib.suppress(BrokenPipeError):  # it was killed already: the link says so
                 gate.write(pickle.dumps(start, protocol=5))
+
+    def _await_preload(self, own: socket.socket) -> None:
+        """Wait until the clean interpreter has imported what it shall.
+
+        So a mistake is told here, once, and not by each task; and an import that never ends can be interrupted.
+        """
+        try:
+            _check_preloaded(own)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._keeper, signal.SIGKILL)
+            self.close()
+            raise
 
     def _config(self) -> Config:
         return Config(
@@ -285,9 +306,10 @@ def become_keeper(
         for fd in not_its_own:
             os.close(fd)
         with open(gate, "rb") as pipe:
-            handover, sys.path[:], python_path, name, config = pickle.load(pipe)
+            handover, sys.path[:], (python_path, name, preload), config = pickle.load(pipe)
         if backend is None:
             _restore_environment(python_path)
+            _preload(preload, others, config.caller)
         if not config.pass_through:
             os.setsid()  # the terminal's signals are the caller's business
         backend = backend or BACKENDS[name]()
@@ -309,6 +331,37 @@ def _restore_environment(python_path: str | None) -> None:
         del os.environ["PYTHONPATH"]
     else:
         os.environ["PYTHONPATH"] = python_path
+
+
+def _preload(names: tuple[str, ...], others: socket.socket, caller: int) -> None:
+    """In a clean interpreter: import what its guests shall find imported, and tell the caller, who waits."""
+    if not names:
+        return
+    kernel.die_with_parent()  # else an import that never ends would outlive a caller that is killed
+    if os.getppid() != caller:
+        os._exit(1)
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:  # noqa: BLE001 - a module may raise what it likes, SystemExit too
+            told = name, traceback.format_exception_only(error)[-1].strip(), traceback.format_exc()
+            others.sendall(_NOT_PRELOADED + pickle.dumps(told, protocol=5))
+            os._exit(1)
+    kernel.outlive_parent()
+    others.sendall(_PRELOADED)
+
+
+def _check_preloaded(link: socket.socket) -> None:
+    if link.recv(1) == _PRELOADED:
+        return
+    with link.makefile("rb") as rest:
+        told = rest.read()
+    if not told:
+        raise SandboxError("preload modules: the interpreter ended meanwhile", remedy=_PRELOAD_REMEDY)
+    name, reason, trace = pickle.loads(told)
+    error = SandboxError(f"preload modules: {reason}", value=name, remedy=_PRELOAD_REMEDY)
+    error.add_note(trace)
+    raise error
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ def _longs(*numbers: int) -> tuple[ctypes.c_ulong, ...]:
 
 
 _DIE_WITH_PARENT = _longs(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+_OUTLIVE_PARENT = _longs(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 _BE_SUBREAPER = _longs(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 # struct clone_args up to its version 2, that of Linux 5.7: flags, pidfd, child_tid, parent_tid, exit_signal,
@@ -67,6 +68,12 @@ def _fail(call: str) -> OSError:
 def die_with_parent() -> None:
     """prctl(2) with PR_SET_PDEATHSIG: be killed when the parent ends."""
     if _prctl(*_DIE_WITH_PARENT):
+        raise _fail("prctl")
+
+
+def outlive_parent() -> None:
+    """prctl(2) with PR_SET_PDEATHSIG: undo ``die_with_parent``."""
+    if _prctl(*_OUTLIVE_PARENT):
         raise _fail("prctl")
 
 

@@ -50,6 +50,8 @@ class ProcessManager:
         start_method: "fork": guests see the caller's modules, globals and queued tasks as they are when
             processing begins. "forkserver": a clean interpreter, safe when the caller has threads; callables
             travel by cloudpickle.
+        preload: Names of modules for "forkserver" to import once, when processing begins, so that not every guest
+            has to; as the caller's own imports they are under no limit.
 
     Raises:
         TypeError, ValueError: A parameter is of the wrong type, negative, NaN, infinite or absurd.
@@ -66,6 +68,7 @@ class ProcessManager:
         hardening: None = None,
         backend: Literal["auto", "cgroup", "rlimit"] = "auto",
         start_method: Literal["fork", "forkserver"] = "fork",
+        preload: Iterable[str] = (),
         _pass_through: bool = False,
     ) -> None:
         if hardening is not None:
@@ -77,6 +80,7 @@ class ProcessManager:
         self.memory_limit_in_gib = memory_limit_in_gib
         self.limits = _limits(limits, worker_timeout_seconds, memory_limit_in_gib)
         self.start_method = start_method
+        self.preload = _module_names(preload, start_method)
         self.task_results: list[TaskResult] = []
         self._backend = choose_backend(backend, stacklevel=3)
         self._may_degrade = backend == "auto"
@@ -191,6 +195,7 @@ class ProcessManager:
             timeout_seconds=self.worker_timeout_seconds,
             memory_limit_in_gib=self.memory_limit_in_gib,
             pass_through=self._pass_through,
+            preload=self.preload,
         )
         try:
             self._engine = Engine(self._backend, settings, brought)
@@ -247,6 +252,22 @@ def _workers(max_workers: int | None) -> int:
     if number > _MOST_WORKERS:
         raise ValueError(f"max_workers of {number} is more than any machine can run at a time ({_MOST_WORKERS})")
     return number or len(os.sched_getaffinity(0))
+
+
+def _module_names(preload: Iterable[str], start_method: str) -> tuple[str, ...]:
+    if isinstance(preload, str):
+        raise TypeError(f"preload must be names of modules, as in preload=({preload!r},), and not one str")
+    names = tuple(preload)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"preload must be names of modules, not {type(name).__name__}: {shorten(name)}")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"preload has {name!r}, which is no name of a module")
+    if names and start_method != "forkserver":
+        raise ValueError(
+            "preload goes with start_method='forkserver'; with 'fork' guests have what the caller has imported"
+        )
+    return names
 
 
 def _limits(limits: Limits | None, timeout: float | None, memory_in_gib: float | None) -> Limits:

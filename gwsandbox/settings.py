@@ -23,3 +23,4 @@ class Settings(NamedTuple):
     memory_limit_in_gib: float | None = None
     pass_through: bool = False
     trusted: bool = True
+    preload: tuple[str, ...] = ()

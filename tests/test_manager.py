@@ -419,6 +419,10 @@ def test_what_is_no_number_is_a_type_error_that_names_the_parameter(name: str, v
     [
         ({"backend": "docker"}, ValueError, "backend must be 'auto', 'cgroup' or 'rlimit', not 'docker'"),
         ({"start_method": "spawn"}, ValueError, "start_method must be 'fork' or 'forkserver', not 'spawn'"),
+        ({"preload": "json"}, TypeError, "preload must be names of modules, as in preload=\\('json',\\), and not one"),
+        ({"preload": [5]}, TypeError, "preload must be names of modules, not int: 5"),
+        ({"preload": ["a-b"]}, ValueError, "preload has 'a-b', which is no name of a module"),
+        ({"preload": ["json"]}, ValueError, "preload goes with start_method='forkserver'; with 'fork' guests have"),
         ({"limits": {"memory": 5}}, TypeError, "limits must be gwsandbox.Limits or None, not dict"),
         ({"hardening": 1}, TypeError, "hardening must be"),
         ({"max_workers": 1.5}, ValueError, "max_workers must be a whole number, not 1.5"),

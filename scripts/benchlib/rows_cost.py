@@ -38,6 +38,7 @@ def contenders(plan: Plan, workers: int) -> list[Contender]:
         Contender("gwsandbox, no limits", "gwsandbox", bare, many, is_ours=True),
         Contender("gwsandbox, memory + wall + pids", "gwsandbox", limited, many, is_ours=True),
         Contender("gwsandbox forkserver, same limits", "gwsandbox forkserver", limited, many, is_ours=True),
+        Contender("  the task's module preloaded", "gwsandbox preloaded", limited, many, is_ours=True),
         Contender("glasswall, no limits", "glasswall", bare, few),
         Contender("glasswall, memory + wall", "glasswall", limited, few),
         Contender("pebble, wall", "pebble", limited, few),

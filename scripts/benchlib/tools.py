@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchlib import loads
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -43,11 +45,13 @@ PLAIN = Terms()
 # --- Python calls: each yields, per call, its value, or the exception that it ended with -----------------
 
 
-def gwsandbox(calls: Iterable[Call], terms: Terms, start_method: str = "fork") -> Iterator[Any]:
+def gwsandbox(
+    calls: Iterable[Call], terms: Terms, start_method: str = "fork", preload: tuple[str, ...] = ()
+) -> Iterator[Any]:
     import gwsandbox as package
 
     limits = package.Limits(memory=terms.memory, wall_seconds=terms.wall, pids=terms.pids)
-    options: Any = {"backend": terms.backend, "start_method": start_method}
+    options: Any = {"backend": terms.backend, "start_method": start_method, "preload": preload}
     with package.ProcessManager(terms.workers, limits=limits, **options) as manager:
         manager.queue_tasks(package.Task(func, arguments) for func, arguments in calls)
         for result in manager.as_completed():
@@ -58,6 +62,10 @@ def gwsandbox(calls: Iterable[Call], terms: Terms, start_method: str = "fork") -
 
 def gwsandbox_forkserver(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     return gwsandbox(calls, terms, "forkserver")
+
+
+def gwsandbox_preloaded(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return gwsandbox(calls, terms, "forkserver", (loads.__name__,))
 
 
 def glasswall(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
@@ -110,6 +118,7 @@ def _outcome(future: "Future[Any]") -> Any:
 CALLERS: dict[str, Callable[[Iterable[Call], Terms], Iterator[Any]]] = {
     "gwsandbox": gwsandbox,
     "gwsandbox forkserver": gwsandbox_forkserver,
+    "gwsandbox preloaded": gwsandbox_preloaded,
     "glasswall": glasswall,
     "pebble": pebble,
     "futures spawn": futures_spawn,
