@@ -15,7 +15,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from gwsandbox import kernel, transport
 from gwsandbox.backend import Backend
@@ -87,38 +87,33 @@ class Engine:
             undo.pop_all()
         self._link = Link(own)
         _engines.add(self)
-        self._open_gate(writer)
-        if settings.preload:
-            self._await_preload(own)
+        self._open_gate(writer, own)
 
     # --- starting -----------------------------------------------------------------------------------
 
-    def _open_gate(self, writer: int) -> None:
-        """Prepare the backend with the keeper's pid, and let the keeper go on."""
-        with open(writer, "wb") as gate:
-            try:
-                handover = self._backend.prepare(self._keeper)
-            except BaseException:
-                gate.close()  # the keeper reads nothing, and exits
-                self.close()
-                raise
-            clean = (os.environ.get("PYTHONPATH"), self._backend.name, self._settings.preload)
-            start = (handover, sys.path, clean, self._config())
-            with contextlib.suppress(BrokenPipeError):  # it was killed already: the link says so
-                gate.write(pickle.dumps(start, protocol=5))
-
-    def _await_preload(self, own: socket.socket) -> None:
-        """Wait until the clean interpreter has imported what it shall.
-
-        So a mistake is told here, once, and not by each task; and an import that never ends can be interrupted.
-        """
+    def _open_gate(self, gate: int, own: socket.socket) -> None:
+        """Let a clean interpreter get ready, prepare the backend with the keeper's pid, and let the keeper go on."""
         try:
-            _check_preloaded(own)
+            if self._settings.start_method != "fork":
+                self._make_ready(gate, own)
+            _put(gate, (self._backend.prepare(self._keeper), self._config()))
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # the caller's own code may have reaped it
                 os.kill(self._keeper, signal.SIGKILL)
             self.close()
             raise
+        finally:
+            os.close(gate)
+
+    def _make_ready(self, gate: int, own: socket.socket) -> None:
+        """Tell a clean interpreter what a fork would know, and wait until it has imported what it shall.
+
+        So a mistake is told here, once, and not by each task; and an import that never ends can be interrupted.
+        """
+        preload = self._settings.preload
+        _put(gate, (os.getpid(), sys.path, os.environ.get("PYTHONPATH"), self._backend.name, preload))
+        if preload:
+            _check_preloaded(own)
 
     def _config(self) -> Config:
         return Config(
@@ -282,6 +277,12 @@ class Engine:
             self._backend.destroy()
 
 
+def _put(gate: int, message: tuple[Any, ...]) -> None:
+    """Write to the keeper. If it was killed already, the link says so."""
+    with contextlib.suppress(BrokenPipeError), open(gate, "wb", closefd=False) as pipe:
+        pipe.write(pickle.dumps(message, protocol=5))
+
+
 def become_keeper(
     others: socket.socket,
     gate: int,
@@ -306,23 +307,29 @@ def become_keeper(
         for fd in not_its_own:
             os.close(fd)
         with open(gate, "rb") as pipe:
-            handover, sys.path[:], (python_path, name, preload), config = pickle.load(pipe)
-        if backend is None:
-            _restore_environment(python_path)
-            _preload(preload, others, config.caller)
+            backend = backend or _get_ready(pipe, others)
+            handover, config = pickle.load(pipe)
         if not config.pass_through:
             os.setsid()  # the terminal's signals are the caller's business
-        backend = backend or BACKENDS[name]()
         backend.accept(handover)
         others.setblocking(False)
         run = functools.partial(_supervise, others, backend, config, brought)
         keep(backend, run, others.fileno())
     except EOFError:
-        os._exit(0)  # the backend could not be prepared, which the caller knows better
+        os._exit(0)  # the caller is gone
     except BaseException:  # noqa: BLE001 - must not unwind into the caller's code
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def _get_ready(gate: BinaryIO, others: socket.socket) -> Backend:
+    """In a clean interpreter: what a fork would have brought along."""
+    caller, sys.path[:], python_path, name, preload = pickle.load(gate)
+    _restore_environment(python_path)
+    if preload:
+        _preload(preload, others, caller)
+    return BACKENDS[name]()
 
 
 def _restore_environment(python_path: str | None) -> None:
@@ -334,9 +341,7 @@ def _restore_environment(python_path: str | None) -> None:
 
 
 def _preload(names: tuple[str, ...], others: socket.socket, caller: int) -> None:
-    """In a clean interpreter: import what its guests shall find imported, and tell the caller, who waits."""
-    if not names:
-        return
+    """Import what the guests shall find imported, and tell the caller, who waits."""
     kernel.die_with_parent()  # else an import that never ends would outlive a caller that is killed
     if os.getppid() != caller:
         os._exit(1)
