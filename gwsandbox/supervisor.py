@@ -308,13 +308,14 @@ class Supervisor:
             yield left, select.EPOLLPRI | select.EPOLLIN
         for pipe in attempt.outputs:
             yield from self._last_words(attempt, pipe)
+        del self._attempts[attempt.order.number]
+        self._fill_slots()  # the next one works while we take stock of this one
         usage, counters = attempt.cell.usage(elapsed, rusage)
         attempt.cell.close()
         made, record = report(attempt, os.waitstatus_to_exitcode(status), end_time, usage, counters)
         attempt.close()
         if record is None:
             os.close(attempt.result)
-        del self._attempts[attempt.order.number]
         self._link.post(made, record)
 
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
