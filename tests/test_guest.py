@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PACE, SLOW, BackendName, Program, Watched, run_all, run_one, run_task, times
+from support import PACE, SLOW, BackendName, Program, Watched, parent, run_all, run_one, run_task, times
 
 from gwsandbox import Command, Limits, Outcome, ProcessManager, SandboxError, Task, run
 
@@ -578,6 +578,20 @@ def test_what_cannot_be_preloaded_is_said_at_once(
     manager.preload = ()
     manager.start_tasks()
     assert [result.result for result in manager.task_results] == [3], "the task was not lost"
+
+
+def test_what_preloaded_lives_on_without_the_thread_that_started_it(backend: BackendName) -> None:
+    """A death signal is for the death of the thread that forked, and is for the imports only."""
+    with ProcessManager(1, backend=backend, start_method="forkserver", preload=["json"]) as manager:
+        manager.queue_tasks(Task(lambda: parent(os.getppid())) for _ in range(20))
+        completed = manager.as_completed()
+        keepers = []
+        thread = threading.Thread(target=lambda: keepers.append(next(completed).result))
+        thread.start()
+        thread.join()
+        keepers.extend(result.result for result in completed)
+    assert len(keepers) == 20
+    assert len(set(keepers)) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
