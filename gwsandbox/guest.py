@@ -201,7 +201,7 @@ def live(setup: Setup) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
         transport.write_exception(setup.result, error, Delivery.RAISED)
     finally:
-        os._exit(code)
+        kernel.leave(code)
 
 
 def _take_steps(setup: Setup) -> None:
@@ -292,8 +292,7 @@ def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs:
     """Run a Python call; its exit code."""
     try:
         value = func(*args, **kwargs)
-        delivery = transport.write_value(setup.result, value)
-        code = 0 if delivery is Delivery.VALUE else 1
+        code = 0 if transport.write_value(setup.result, value) else 1
     except BaseException as error:  # noqa: BLE001 - all that a task raises is its result
         code = _exit_code(error)
         delivery = Delivery.RAISED

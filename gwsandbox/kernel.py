@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import struct
+from collections.abc import Callable
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
@@ -36,6 +38,8 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
+leave: Callable[[int], NoReturn] = _libc._exit
+"""_exit(2). What ``os._exit`` calls is looked up by the dynamic linker in each guest anew: a dozen page faults."""
 _sigprocmask = _libc.sigprocmask
 _NO_SIGNALS = bytes(128)  # an empty sigset_t
 _python = ctypes.pythonapi

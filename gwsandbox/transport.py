@@ -32,6 +32,7 @@ from gwsandbox.task import Task
 _HEAD = struct.Struct("=4sBxxxQQQ")  # magic, delivery, length of the body, number of buffers, of the record
 _LENGTH = struct.Struct("=Q")
 _MAGIC = b"gws1"
+_VALUE = Delivery.VALUE.value  # which before Python 3.12 is Python code, and pages written in a guest
 _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
 _ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
@@ -108,19 +109,19 @@ def unpack_call(packed: bytes) -> Call:
 # --- the record, written by the guest -------------------------------------------------------------------
 
 
-def write_value(fd: int, value: object) -> Delivery:
-    """Write the value that the function returned.
+def write_value(fd: int, value: object) -> bool:
+    """Write the value that the function returned; whether that went well.
 
     Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
     """
     if value is None and os.pwrite(fd, _NONE, 0) == len(_NONE):
-        return Delivery.VALUE
+        return True
     if type(value) is bytes:
-        _write_record(fd, Delivery.VALUE.value | _BYTES_VALUE, value, [])
-        return Delivery.VALUE
+        _write_record(fd, _VALUE | _BYTES_VALUE, value, [])
+        return True
     if type(value) in _PLAIN:
-        _write_record(fd, Delivery.VALUE.value, pickle.dumps(value, protocol=5), [])
-        return Delivery.VALUE
+        _write_record(fd, _VALUE, pickle.dumps(value, protocol=5), [])
+        return True
     try:
         body, buffers = _dump_checked(value)
     except MemoryError:
@@ -131,9 +132,9 @@ def write_value(fd: int, value: object) -> Delivery:
             "return plain data, or write it to a file"
         )
         _write_record(fd, Delivery.NOT_TRANSFERABLE.value, pickle.dumps((refusal, "")), [])
-        return Delivery.NOT_TRANSFERABLE
-    _write_record(fd, Delivery.VALUE.value, body, buffers)
-    return Delivery.VALUE
+        return False
+    _write_record(fd, _VALUE, body, buffers)
+    return True
 
 
 def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
@@ -194,7 +195,7 @@ def _small_record(kind: int, body: Buffer) -> bytes:
 
 
 # What most tasks return. Made beforehand: in a fresh fork that takes two dozen page faults.
-_NONE = _small_record(Delivery.VALUE.value, pickle.dumps(None, protocol=5))
+_NONE = _small_record(_VALUE, pickle.dumps(None, protocol=5))
 
 
 def _write_head(fd: int, head: bytes) -> None:
