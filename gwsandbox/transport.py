@@ -140,7 +140,6 @@ def write_value(fd: int, value: object) -> bool:
 def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
     """Write an exception and its traceback; where it cannot be pickled, one of ours with its type and text."""
     text = "".join(traceback.format_exception(error))
-    body: Buffer
     try:
         body = _dump_exception(error, text)
     except BaseException as why:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
@@ -151,7 +150,7 @@ def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
     _write_record(fd, delivery.value, body, [])
 
 
-def _dump_exception(error: BaseException, text: str) -> Buffer:
+def _dump_exception(error: BaseException, text: str) -> bytes:
     try:
         return _dump_checked((error, text))[0]
     except TypeError:
@@ -243,7 +242,7 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _dump_checked(value: object) -> tuple[Buffer, list[memoryview]]:
+def _dump_checked(value: object) -> tuple[bytes, list[memoryview]]:
     """Pickle ``value``; where it holds more than plain data, see in the guest whether it unpickles again.
 
     So that what raises, hangs or exits when unpickled does so in the guest, under its limits, and not in the
@@ -256,13 +255,13 @@ def _dump_checked(value: object) -> tuple[Buffer, list[memoryview]]:
         return _dump(_by_value_pickler, value)
 
 
-def _dump(make: Callable[..., Any], value: object) -> tuple[Buffer, list[memoryview]]:
+def _dump(make: Callable[..., Any], value: object) -> tuple[bytes, list[memoryview]]:
     target = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
     pickler = make(target, protocol=5, buffer_callback=buffers.append)
     pickler.dump(value)
     views = [buffer.raw() for buffer in buffers]
-    body = target.getbuffer()
+    body = target.getvalue()  # the buffer itself, and nothing that BytesIO would wait for when it is collected
     if getattr(pickler, "foreign", True):
         pickle.loads(body, buffers=views)
     return body, views
