@@ -178,16 +178,23 @@ class Turn:
         self.side.round(**{**self.order, "count": 1})
 
 
-def in_turns(floor: Turn, other: Turn, rounds: int) -> tuple[list[float], Pairs]:
-    """A B A B … A: seconds per task of the floor, and of the other beside the mean of its two neighbours."""
+def in_turns(floor: Turn, other: Turn, rounds: int, *, each: int = 1) -> tuple[list[float], Pairs]:
+    """A B A B … A: seconds per task of the floor, and of the other beside the mean of its two neighbours.
+
+    A neighbour is the median of ``each`` rounds of the floor, for where few rounds of the other can be had.
+    """
     other.warm_up()
-    floors = [floor.figure()[0]]
+    floors = [_median_figure(floor, each)]
     pairs = Pairs()
     for _ in range(rounds):
         figure, answer = other.figure()
-        floors.append(floor.figure()[0])
+        floors.append(_median_figure(floor, each))
         pairs.add(figure, (floors[-2] + floors[-1]) / 2, answer)
     return floors, pairs
+
+
+def _median_figure(turn: Turn, rounds: int) -> float:
+    return statistics.median(turn.figure()[0] for _ in range(rounds))
 
 
 @contextlib.contextmanager

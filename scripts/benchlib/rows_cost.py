@@ -118,7 +118,7 @@ def _lengths(plan: Plan, row: Row, side: Side) -> None:
     lengths = [large, 100_000] if is_ours and plan.full else [large]
     for length in lengths:
         rounds = 1 if length > plan.large_run else min(plan.rounds, 3)
-        shorts, pairs = in_turns(short, Turn(side, {"count": length}), rounds)
+        shorts, pairs = in_turns(short, Turn(side, {"count": length}), rounds, each=5)
         entry = Entry(f"{tool}, {length} against {short.order['count']}")
         row.entries.append(entry)
         _fill(entry, pairs, tool, length)
