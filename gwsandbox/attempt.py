@@ -66,7 +66,7 @@ class Attempt:
         """All that it holds and has not closed."""
         found = [self.result, self.go, self.pidfd]
         for pipe in self.outputs:
-            found += [pipe.fd, pipe.guests_end]
+            found += [pipe.fd, pipe.guests_end, pipe.store.fd]
         return [fd for fd in found if fd >= 0]
 
     def close(self) -> None:
@@ -82,7 +82,10 @@ class Attempt:
 def report(
     attempt: Attempt, exit_code: int, end_time: float, usage: Usage, counters: Counters
 ) -> tuple[Report, int | None]:
-    """The verdict on an attempt of which nothing lives any more, and its record where that is large."""
+    """The verdict on an attempt of which nothing lives any more, and the descriptor of what is large.
+
+    That is its result descriptor, or one with what a program wrote, which is the caller's to close.
+    """
     delivery, record, is_whole = transport.inspect(attempt.result)
     evidence = Evidence(
         exit_code=exit_code,
@@ -98,9 +101,13 @@ def report(
     )
     outcome = judge(evidence)
     payload: bytes | tuple[bytes, bytes] = record
+    stored, large = (0, 0), None if is_whole else attempt.result
     if attempt.is_command and delivery is Delivery.NOTHING:
-        stdout, stderr = [pipe.kept() for pipe in attempt.outputs] or (b"", b"")
-        payload = (stdout, stderr)
+        payload = b"", b""
+        if attempt.outputs:
+            (stored_out, out), (stored_err, err) = [pipe.kept() for pipe in attempt.outputs]
+            stored, payload = (stored_out, stored_err), (out, err)
+            large = attempt.outputs[0].store.take()
     made = Report(
         attempt.order.number,
         outcome,
@@ -112,8 +119,9 @@ def report(
         usage,
         attempt.cell.enforcement,
         payload,
+        stored,
     )
-    return made, None if is_whole else attempt.result
+    return made, large
 
 
 def failure(order: Order, error: Exception) -> Report:

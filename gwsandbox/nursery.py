@@ -17,7 +17,7 @@ from gwsandbox.backend import Backend, limit_resources
 from gwsandbox.errors import SandboxError
 from gwsandbox.guest import Manner
 from gwsandbox.loop import Loop
-from gwsandbox.output import Budget, OutputPipe
+from gwsandbox.output import Budget, OutputPipe, Store
 from gwsandbox.protocol import Order
 from gwsandbox.task import Command, Task
 from gwsandbox.zygote import LARGEST_WORK, Zygote
@@ -226,10 +226,10 @@ class Nursery:
 
 def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPipe]:
     """For stdout and stderr, where the guest does not write to the caller's own."""
-    budget = Budget(attempt.asked.get("output"))
+    budget, store = Budget(attempt.asked.get("output")), Store()
     if attempt.is_command and not pass_through:
         targets: tuple[int | None, ...] = (None, None)
     else:
         targets = (1, 2) if "output" in attempt.asked else ()
-    for target in targets:
-        yield OutputPipe(budget, target)
+    for number, target in enumerate(targets):
+        yield OutputPipe(number, budget, store, target)

@@ -53,7 +53,8 @@ class Report(NamedTuple):
     """Supervisor to manager: how one attempt ended.
 
     ``payload`` is the guest's record where it is small; a large one comes as the frame's descriptor. For a
-    program it is what it wrote, as (stdout, stderr).
+    program it is what it wrote, as (stdout, stderr); the first ``stored`` bytes of each, where that is much, are
+    in the frame's descriptor, an ``output.Store``.
     """
 
     number: int
@@ -66,6 +67,7 @@ class Report(NamedTuple):
     usage: Usage = Usage()
     enforcement: Enforcement = NOT_STARTED
     payload: bytes | tuple[bytes, bytes] = b""
+    stored: tuple[int, int] = (0, 0)
     error: BaseException | None = None
 
 

@@ -312,11 +312,11 @@ class Supervisor:
         self._fill_slots()  # the next one works while we take stock of this one
         usage, counters = attempt.cell.usage(elapsed, rusage)
         attempt.cell.close()
-        made, record = report(attempt, os.waitstatus_to_exitcode(status), end_time, usage, counters)
+        made, large = report(attempt, os.waitstatus_to_exitcode(status), end_time, usage, counters)
         attempt.close()
-        if record is None:
+        if large != attempt.result:
             os.close(attempt.result)
-        self._link.post(made, record)
+        self._link.post(made, large)
 
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
         """Read what is there, and wait for more, or until what came can be passed on."""

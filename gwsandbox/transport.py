@@ -344,11 +344,16 @@ def read_descriptor(fd: int) -> Any:
         head = os.pread(fd, _HEAD.size, 0)
         if head[4] & _BYTES_VALUE:
             file.seek(_HEAD.size)
-            return _fitting(file.readall)  # into one object of the right size: nothing is held twice
-        return _load(memoryview(_fitting(lambda: _map(fd))))
+            return fitting(file.readall)  # into one object of the right size: nothing is held twice
+        return _load(memoryview(fitting(lambda: _map(fd))))
 
 
-def _fitting(read: Callable[[], Any]) -> Any:
+def fitting(read: Callable[[], Any]) -> Any:
+    """What ``read`` gives.
+
+    Raises:
+        TransferError: There is not so much memory.
+    """
     try:
         return read()
     except (MemoryError, OSError) as error:

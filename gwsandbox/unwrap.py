@@ -18,6 +18,7 @@ from gwsandbox.errors import (
 )
 from gwsandbox.judge import Delivery
 from gwsandbox.limits import Limits
+from gwsandbox.output import received
 from gwsandbox.protocol import LOST, Report
 from gwsandbox.result import Outcome, TaskResult
 from gwsandbox.settings import Settings
@@ -90,7 +91,7 @@ def _open_payload(
 ) -> tuple[Report, Any, BaseException | None]:
     """What the guest sent: the report as it stands then, the value, the exception."""
     if isinstance(report.payload, tuple):
-        return report, CommandOutput(*report.payload), report.error
+        return _open_output(report, report.payload, descriptor)
     nothing = CommandOutput(b"", b"") if isinstance(task, Command) else None
     if report.error is not None or not _is_wanted(report, descriptor, trusted=trusted):
         close_descriptor(descriptor)
@@ -111,6 +112,24 @@ def _open_payload(
     return report, nothing, transport.attach_traceback(exception, text)
 
 
+def _open_output(
+    report: Report, rest: tuple[bytes, bytes], descriptor: int | None
+) -> tuple[Report, CommandOutput, BaseException | None]:
+    """What a program wrote, of which the larger part may have come as a descriptor."""
+    if descriptor is None:
+        return report, CommandOutput(*rest), None
+    try:
+        _refuse_lost(descriptor)
+        stdout, stderr = transport.fitting(lambda: received(descriptor, report.stored, rest))
+    except TransferError as error:
+        detail = f"{report.detail}; {error}" if report.detail else str(error)
+        outcome = Outcome.FAILED if report.outcome is Outcome.SUCCEEDED else report.outcome
+        return report._replace(outcome=outcome, detail=detail), CommandOutput(b"", b""), error
+    finally:
+        close_descriptor(descriptor)
+    return report, CommandOutput(stdout, stderr), None
+
+
 def _is_exception(content: Any) -> bool:
     """Whether a record that a guest may have forged is at least of the right shape."""
     if not isinstance(content, tuple) or len(content) != 2:
@@ -128,14 +147,18 @@ def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool
 
 
 def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None) -> Any:
+    if descriptor is not None:
+        _refuse_lost(descriptor)
+        return transport.read_descriptor(descriptor)
+    assert isinstance(payload, bytes)
+    return transport.read_inline(payload)
+
+
+def _refuse_lost(descriptor: int) -> None:
     if descriptor == LOST:
         raise TransferError(
             "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
         )
-    if descriptor is not None:
-        return transport.read_descriptor(descriptor)
-    assert isinstance(payload, bytes)
-    return transport.read_inline(payload)
 
 
 def close_descriptor(descriptor: int | None) -> None:

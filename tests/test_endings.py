@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import sys
 import threading
@@ -27,6 +29,7 @@ from support import (
 )
 
 from gwsandbox import (
+    Command,
     GuestKilled,
     Limits,
     Outcome,
@@ -394,19 +397,20 @@ def test_what_a_guest_left_when_it_was_timed_out_is_not_given_as_a_result(backen
     assert (result.outcome, result.result) == (Outcome.TIMED_OUT, None)
 
 
-# --- the caller's memory ---------------------------------------------------------------------------------
+# --- the caller's memory and descriptors ------------------------------------------------------------------
 
 
-def test_a_result_that_the_caller_has_no_memory_for(backend: BackendName) -> None:
+@pytest.mark.parametrize("work", ["Task(make, (300 << 20,))", "Command(['head', '-c', str(300 << 20), '/dev/zero'])"])
+def test_a_result_that_the_caller_has_no_memory_for(backend: BackendName, work: str) -> None:
     source = f"""
 import resource
-from gwsandbox import ProcessManager, Task
+from gwsandbox import Command, ProcessManager, Task
 from gwsandbox import engine
 def make(size):
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     return bytes(size)
 with ProcessManager(1, backend={backend!r}) as manager:
-    manager.queue_task(Task(make, (300 << 20,)))
+    manager.queue_task({work})
     manager.queue_task(Task(make, (3,)))
     completed = manager.as_completed()
     manager._feed()
@@ -421,6 +425,37 @@ with ProcessManager(1, backend={backend!r}) as manager:
         assert first.startswith("FAILED TransferError result cannot be received: MemoryError"), first
         assert program.line().startswith("SUCCEEDED NoneType")
         assert program.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("work", "outcome", "said"),
+    [
+        (Task(bytes, (MIB,)), Outcome.FAILED, ""),
+        (Command(["head", "-c", str(MIB), "/dev/zero"]), Outcome.FAILED, ""),
+        (
+            Command(["sh", "-c", f"head -c {MIB} /dev/zero; exec sleep 1000"], limits=Limits(wall_seconds=0.4 * PACE)),
+            Outcome.TIMED_OUT,
+            "wall-clock limit of .* s reached; .*; ",
+        ),
+    ],
+)
+def test_a_result_that_the_caller_has_no_descriptor_for(
+    backend: BackendName, work: Task | Command, outcome: Outcome, said: str
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ProcessManager(1, backend=backend) as manager:
+        manager.queue_tasks([work, Task(bytes, (3,))])
+        completed = manager.as_completed()
+        manager._feed()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            first = next(completed)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert first.outcome is outcome
+        lost = "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
+        assert re.fullmatch(said + re.escape(lost), first.detail), first.detail
+        assert [result.result for result in completed] == [bytes(3)]
 
 
 def test_a_task_too_large_to_be_sent_is_still_sent(backend: BackendName) -> None:
