@@ -6,6 +6,7 @@ send a flood of 300 MiB kept the supervisor from the deadlines of other guests f
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections import deque
@@ -59,7 +60,11 @@ class Store:
 
 
 def received(fd: int, stored: tuple[int, int], rest: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """Stdout and stderr, of which the first ``stored`` bytes are in a store."""
+    """Stdout and stderr, of which the first ``stored`` bytes are in a store.
+
+    Raises:
+        OSError: The store cannot be read, or is shorter than it was: a process of the same user can reach it.
+    """
     return _received(fd, _PLACES[0], stored[0], rest[0]), _received(fd, _PLACES[1], stored[1], rest[1])
 
 
@@ -67,6 +72,8 @@ def _received(fd: int, place: int, stored: int, rest: bytes) -> bytes:
     parts = [
         os.pread(fd, min(_READ_AT_ONCE, stored - start), place + start) for start in range(0, stored, _READ_AT_ONCE)
     ]
+    if sum(map(len, parts)) != stored:
+        raise OSError(errno.EIO, f"read output: {stored} B were stored, and are not there any more")
     if rest:
         parts.append(rest)
     return b"".join(parts)  # one part alone is not copied

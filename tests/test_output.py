@@ -164,3 +164,11 @@ def test_what_the_store_does_not_take_is_kept_as_it_is(both: list[OutputPipe]) -
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert kept == [(_KEPT, PATTERN[_KEPT:]), (0, PATTERN)]
     assert received(both[0].store.fd, (_KEPT, 0), (PATTERN[_KEPT:], PATTERN)) == (PATTERN, PATTERN)
+
+
+def test_a_store_that_somebody_has_cut(both: list[OutputPipe]) -> None:
+    send(both[0], PATTERN)
+    stored, rest = both[0].kept()
+    os.ftruncate(both[0].store.fd, stored - 1)
+    with pytest.raises(OSError, match=f"read output: {stored} B were stored, and are not there any more"):
+        received(both[0].store.fd, (stored, 0), (rest, b""))
