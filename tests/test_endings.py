@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -207,6 +208,28 @@ def test_every_zygote_is_killed(backend: BackendName, monkeypatch: pytest.Monkey
     lost = [result for result in results if result.outcome is not Outcome.TIMED_OUT]
     assert [result.outcome for result in lost] == [Outcome.SANDBOX_ERROR] * 3, results
     assert {result.detail for result in lost} == {"fork guest: the zygote process was killed again and again"}
+
+
+def test_a_zygote_that_comes_later_gets_nothing_of_what_a_program_wrote(backend: BackendName) -> None:
+    def descriptors_of(pid: int) -> list[str]:
+        links = []
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        return [link for link in links if "gwsandbox-output" in link]
+
+    def kill_zygote_once_there_is_a_store() -> int:
+        while not descriptors_of(os.getppid()):
+            pass
+        os.kill(process_tree.children(os.getppid())[0], signal.SIGKILL)
+        return 1
+
+    flood = Command(["sh", "-c", f"head -c {MIB} /dev/zero; exec sleep 1000"], limits=Limits(wall_seconds=2.0 * PACE))
+    later = [Task(lambda: descriptors_of(os.getpid())) for _ in range(4)]  # the first two may have been born already
+    with ProcessManager(2, backend=backend) as manager:
+        manager.queue_tasks([flood, Task(kill_zygote_once_there_is_a_store), *later])
+    killed, *found, written = [result.result for result in manager.task_results]  # as they ended
+    assert (len(written.stdout), killed, found) == (MIB, 1, [[]] * 4)
 
 
 def test_a_large_task_survives_the_zygote(backend: BackendName) -> None:
