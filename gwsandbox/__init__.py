@@ -10,7 +10,8 @@
             print(result.outcome, result.detail)
 """
 
-from gwsandbox.errors import (
+from gwsandbox.manager import GlasswallProcessManager, ProcessManager
+from gwsandbox.model.errors import (
     CgroupError,
     CpuTimeExceeded,
     DegradedWarning,
@@ -25,11 +26,10 @@ from gwsandbox.errors import (
     TaskCancelled,
     TransferError,
 )
-from gwsandbox.limits import Limits
-from gwsandbox.manager import GlasswallProcessManager, ProcessManager
-from gwsandbox.result import Enforcement, Outcome, TaskResult, Usage
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.result import Enforcement, Outcome, TaskResult, Usage
+from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.run import run
-from gwsandbox.task import Command, CommandOutput, Task
 
 __version__ = "0.1.0"
 

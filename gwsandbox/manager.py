@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Literal, Self
 
-from gwsandbox.backend import Backend
-from gwsandbox.cgroup.leaf import CgroupBackend
-from gwsandbox.engine import Engine
-from gwsandbox.errors import CgroupError, DegradedWarning, TaskCancelled
-from gwsandbox.limits import LARGEST_SIZE, LONGEST_SECONDS, Limits, check_count, check_number
-from gwsandbox.result import Outcome, TaskResult
-from gwsandbox.rlimit import RlimitBackend
-from gwsandbox.settings import Settings
-from gwsandbox.task import Command, Task, check_limits, shorten
+from gwsandbox.backends.choose import choose_backend, degrade
+from gwsandbox.client.session import Engine
+from gwsandbox.model.errors import CgroupError, TaskCancelled
+from gwsandbox.model.limits import LARGEST_SIZE, LONGEST_SECONDS, Limits, check_count, check_number
+from gwsandbox.model.options import Settings
+from gwsandbox.model.result import Outcome, TaskResult
+from gwsandbox.model.task import Command, Task, check_limits
+from gwsandbox.model.text import shorten
 
 _GIB = 1024**3
 # Orders that a supervisor has beyond its slots, so that a slot that comes free is filled at once.
@@ -202,7 +200,7 @@ class ProcessManager:
         except CgroupError as error:
             if not self._may_degrade:
                 raise
-            self._backend = _degrade(error, stacklevel=4)
+            self._backend = degrade(error, stacklevel=4)
             self._engine = Engine(self._backend, settings, brought)
 
     def _close_engine(self) -> None:
@@ -281,34 +279,6 @@ def _limits(limits: Limits | None, timeout: float | None, memory_in_gib: float |
     if timeout is not None and check_number(timeout, "worker_timeout_seconds") > LONGEST_SECONDS:
         raise ValueError(f"worker_timeout_seconds of {timeout!r} is more than 31 years; the unit is seconds")
     return (check_limits(limits) or Limits()).overridden_by(Limits(wall_seconds=timeout, memory=memory))
-
-
-def choose_backend(name: str, *, stacklevel: int) -> Backend:
-    """The backend of that name; for "auto" the best that this host has.
-
-    Raises:
-        ValueError: There is none of that name. CgroupError: It is "cgroup", which cannot be had.
-    """
-    if name == "rlimit":
-        return RlimitBackend()
-    if name not in {"auto", "cgroup"}:
-        raise ValueError(f"backend must be 'auto', 'cgroup' or 'rlimit', not {name!r}")
-    try:
-        return CgroupBackend.find()
-    except CgroupError as error:
-        if name == "cgroup":
-            raise
-        return _degrade(error, stacklevel=stacklevel + 1)
-
-
-def _degrade(error: CgroupError, *, stacklevel: int) -> Backend:
-    warnings.warn(
-        "no cgroup v2 here, so limits are held by rlimits and sampling: memory of a tree of processes can pass "
-        f"its limit for a moment, and cpus and pids are not held. {error}",
-        DegradedWarning,
-        stacklevel=stacklevel,
-    )
-    return RlimitBackend()
 
 
 GlasswallProcessManager = ProcessManager

@@ -7,7 +7,7 @@ import os
 
 import psutil
 
-from gwsandbox import process_tree
+from gwsandbox.linux import procfs
 
 _GIB = 1024**3
 _V1_NO_LIMIT = 2**62  # version 1 says "no limit" by a number close to the largest
@@ -40,7 +40,7 @@ def get_total_memory_usage_in_gib(pid: int | None) -> float:
     """
     if pid is None or not psutil.pid_exists(pid):
         return 0.0
-    return bytes_to_gigibytes(sum(map(process_tree.proportional, process_tree.tree(pid))))
+    return bytes_to_gigibytes(sum(map(procfs.proportional, procfs.tree(pid))))
 
 
 def _left_under_cgroups() -> list[int]:

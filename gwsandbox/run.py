@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from gwsandbox.limits import Limits
 from gwsandbox.manager import ProcessManager
-from gwsandbox.result import TaskResult
-from gwsandbox.task import Command, Task
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.result import TaskResult
+from gwsandbox.model.task import Command, Task
 
 
 def run(

@@ -23,9 +23,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import features
 from support import EMULATED, MARK, PACE, SLOW, BackendName, alarm, examples
 
-from gwsandbox import process_tree, scope
-from gwsandbox.cgroup import root
-from gwsandbox.errors import CgroupError
+from gwsandbox.backends.cgroup import delegation
+from gwsandbox.linux import procfs, systemd_scope
+from gwsandbox.model.errors import CgroupError
 
 # A shell without job control ignores these for what it starts in the background, and nohup SIGHUP: whatever we start
 # would too. A handler is not inherited.
@@ -113,7 +113,7 @@ class Surroundings:
 
 def _our_processes() -> dict[int, str]:
     """Children of ours, zombies too; forks of ours, wherever they went; and what bears our mark."""
-    children = [pid for pid in process_tree.children(os.getpid()) if not _is_dead(pid)]
+    children = [pid for pid in procfs.children(os.getpid()) if not _is_dead(pid)]
     found = dict.fromkeys(children, "a child of the tests")
     everybody = {int(name) for name in os.listdir("/proc") if name.isdigit()}
     for pid in everybody - found.keys() - _strangers:
@@ -163,9 +163,9 @@ def _ours(pid: int) -> str:
 def _top() -> str:
     """Where the run groups are: what was delegated to us, or the slice of the scopes that systemd gives."""
     try:
-        return root.find_root().path
+        return delegation.find_root().path
     except CgroupError:
-        return f"{root.MOUNT}/{scope.SLICE}"
+        return f"{delegation.MOUNT}/{systemd_scope.SLICE}"
 
 
 def _in_our_cgroups() -> set[int]:

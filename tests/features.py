@@ -12,9 +12,9 @@ import subprocess
 
 import pytest
 
-from gwsandbox.cgroup.leaf import CgroupBackend
-from gwsandbox.cgroup.root import find_root
-from gwsandbox.errors import CgroupError
+from gwsandbox.backends.cgroup.backend import CgroupBackend
+from gwsandbox.backends.cgroup.delegation import find_root
+from gwsandbox.model.errors import CgroupError
 
 MUST_HAVE = frozenset(filter(None, os.environ.get("GWSANDBOX_TEST_MUST_HAVE", "").split(",")))
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from gwsandbox import Limits, ProcessManager, Task, TaskResult, process_tree
+from gwsandbox import Limits, ProcessManager, Task, TaskResult
+from gwsandbox.linux import procfs
 
 BackendName = Literal["cgroup", "rlimit"]
 
@@ -190,7 +191,7 @@ class Program:
 
 def is_running(pid: int) -> bool:
     """Whether a process is there and not a zombie."""
-    return not process_tree.is_zombie(pid)
+    return not procfs.is_zombie(pid)
 
 
 def parent(pid: int) -> int:

@@ -239,7 +239,9 @@ def folder(tmp_path: Path) -> Path:
 
 def output_of(program: str, folder: Path, backend: BackendName) -> str:
     (folder / "program.py").write_text(adapt(program, folder))
-    force = "" if backend == "cgroup" else "import gwsandbox.cgroup.root as r; r.MOUNT = '/nonexistent'; "
+    force = (
+        "" if backend == "cgroup" else "import gwsandbox.backends.cgroup.delegation as r; r.MOUNT = '/nonexistent'; "
+    )
     source = f"""
 import runpy, sys, warnings
 import gwsandbox

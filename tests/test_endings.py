@@ -29,19 +29,9 @@ from support import (
     times,
 )
 
-from gwsandbox import (
-    Command,
-    GuestKilled,
-    Limits,
-    Outcome,
-    ProcessManager,
-    SandboxError,
-    Task,
-    TaskResult,
-    guest,
-    process_tree,
-    zygote,
-)
+from gwsandbox import Command, GuestKilled, Limits, Outcome, ProcessManager, SandboxError, Task, TaskResult
+from gwsandbox.guest import child, zygote
+from gwsandbox.linux import procfs
 
 DRIVER = """
 import os, signal, sys
@@ -84,7 +74,7 @@ def processes(program: Program) -> tuple[set[int], int, int]:
 def test_the_caller_is_killed(backend: BackendName, start_method: str, number: int) -> None:
     with Program(DRIVER, backend, start_method) as program:
         guests, _, keeper = processes(program)
-        others = set(process_tree.tree(keeper))
+        others = set(procfs.tree(keeper))
         with Watched(*guests | others) as watched:
             program.process.send_signal(number)
             assert watched.living_after(1.0 * SLOW) == set()
@@ -94,7 +84,7 @@ def test_the_caller_is_killed(backend: BackendName, start_method: str, number: i
 def test_the_caller_and_the_supervisor_are_killed_at_once(backend: BackendName) -> None:
     with Program(DRIVER, backend, "fork") as program:
         guests, supervisor, keeper = processes(program)
-        with Watched(*guests | set(process_tree.tree(keeper))) as watched:
+        with Watched(*guests | set(procfs.tree(keeper))) as watched:
             for pid in (supervisor, program.pid):
                 os.kill(pid, signal.SIGKILL)
             assert watched.living_after(1.0 * SLOW) == set()
@@ -104,7 +94,7 @@ def test_the_supervisor_and_the_keeper_are_killed_at_once(backend: BackendName) 
     with Program(DRIVER, backend, "fork") as program:
         guests, supervisor, keeper = processes(program)
         mains = {pid for pid in guests if parent(pid) == supervisor}
-        with Watched(*guests | set(process_tree.tree(keeper))) as watched:
+        with Watched(*guests | set(procfs.tree(keeper))) as watched:
             for pid in (keeper, supervisor):
                 os.kill(pid, signal.SIGKILL)
             # Without a cgroup nobody is left who could find what daemonised away from a guest.
@@ -119,7 +109,7 @@ def test_the_supervisor_and_the_keeper_are_killed_at_once(backend: BackendName) 
 def test_all_three_are_killed_and_the_next_start_sweeps() -> None:
     with Program(DRIVER, "cgroup", "fork") as program:
         guests, supervisor, keeper = processes(program)
-        with Watched(*guests | set(process_tree.tree(keeper))) as watched:
+        with Watched(*guests | set(procfs.tree(keeper))) as watched:
             for pid in (keeper, program.pid, supervisor):
                 os.kill(pid, signal.SIGKILL)
             program.wait()
@@ -145,7 +135,7 @@ def in_the_middle(backend: BackendName, act: Any, **options: Any) -> tuple[list[
             said += os.read(reader, 1000)
         guests = {int(line.split()[0]) for line in said.splitlines()}
         supervisor = int(said.split()[1])
-        with Watched(*guests, *process_tree.tree(parent(supervisor))) as watched:
+        with Watched(*guests, *procfs.tree(parent(supervisor))) as watched:
             act(supervisor, parent(supervisor), guests)
             results = list(completed)
             alive = watched.living_after(1.0 * SLOW)
@@ -178,7 +168,7 @@ def test_the_keeper_is_killed(backend: BackendName) -> None:
 def test_the_zygote_is_killed(backend: BackendName) -> None:
     def kill_zygote(supervisor: int, keeper: int, guests: set[int]) -> None:
         # the eldest child; a younger one that is in no session yet may be a guest in its first steps
-        os.kill(process_tree.children(supervisor)[0], signal.SIGKILL)
+        os.kill(procfs.children(supervisor)[0], signal.SIGKILL)
 
     results, alive = in_the_middle(backend, kill_zygote, limits=Limits(wall_seconds=1.0 * PACE))
     assert alive == set()
@@ -193,7 +183,7 @@ def test_every_zygote_is_killed(backend: BackendName, monkeypatch: pytest.Monkey
     os.set_blocking(tokens, False)
     fork = zygote._fork
 
-    def fork_or_be_killed(setup: guest.Setup) -> int:
+    def fork_or_be_killed(setup: child.Setup) -> int:
         try:
             os.read(tokens, 1)
         except BlockingIOError:
@@ -221,7 +211,7 @@ def test_a_zygote_that_comes_later_gets_nothing_of_what_a_program_wrote(backend:
     def kill_zygote_once_there_is_a_store() -> int:
         while not descriptors_of(os.getppid()):
             pass
-        os.kill(process_tree.children(os.getppid())[0], signal.SIGKILL)
+        os.kill(procfs.children(os.getppid())[0], signal.SIGKILL)
         return 1
 
     flood = Command(["sh", "-c", f"head -c {MIB} /dev/zero; exec sleep 1000"], limits=Limits(wall_seconds=2.0 * PACE))
@@ -246,7 +236,7 @@ def test_a_large_task_survives_the_zygote(backend: BackendName) -> None:
         completed = manager.as_completed()
         manager._feed()
         supervisor = int(os.read(reader, 100))
-        zygote = process_tree.children(supervisor)[0]
+        zygote = procfs.children(supervisor)[0]
         os.kill(zygote, signal.SIGSTOP)
         for letter in (b"a", b"b", b"c"):
             manager.queue_task(Task(len, (letter * MIB,)))
@@ -312,7 +302,7 @@ def test_guests_are_killed_from_outside(backend: BackendName) -> None:
 def test_ctrl_c_in_the_middle(backend: BackendName, start_method: str) -> None:
     with Program(DRIVER, backend, start_method, stderr=-3) as program:
         guests, _, keeper = processes(program)
-        with Watched(*guests | set(process_tree.tree(keeper))) as watched:
+        with Watched(*guests | set(procfs.tree(keeper))) as watched:
             program.process.send_signal(signal.SIGINT)
             assert watched.living_after(1.0 * SLOW) == set()
         assert program.wait() in {1, 130, -signal.SIGINT}
@@ -428,7 +418,7 @@ def test_a_result_that_the_caller_has_no_memory_for(backend: BackendName, work: 
     source = f"""
 import resource
 from gwsandbox import Command, ProcessManager, Task
-from gwsandbox import engine
+from gwsandbox.client import session
 def make(size):
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     return bytes(size)

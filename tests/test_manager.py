@@ -28,9 +28,9 @@ from gwsandbox import (
     Task,
     TaskCancelled,
     TransferError,
-    process_tree,
     run,
 )
+from gwsandbox.linux import procfs
 
 MODULE_GLOBAL = ["as imported"]
 
@@ -77,10 +77,10 @@ def test_an_empty_block_starts_nothing(backend: BackendName) -> None:
 
 
 def test_nothing_starts_before_the_block_is_left(backend: BackendName) -> None:
-    before = process_tree.children(os.getpid())
+    before = procfs.children(os.getpid())
     with ProcessManager(backend=backend) as manager:
         manager.queue_task(Task(square, (2,)))
-        assert process_tree.children(os.getpid()) == before
+        assert procfs.children(os.getpid()) == before
 
 
 def test_a_manager_can_be_used_again(backend: BackendName) -> None:
@@ -222,7 +222,7 @@ def test_a_dropped_result_is_freed(backend: BackendName) -> None:
             assert result.success, result
             assert len(result.result) == size
             del result
-            peaks.append(process_tree.resident(os.getpid()))
+            peaks.append(procfs.resident(os.getpid()))
     assert max(peaks) - min(peaks) < 3 * size
 
 
@@ -295,7 +295,7 @@ def test_many_tasks_cost_the_caller_no_memory(backend: BackendName) -> None:
         for number, result in enumerate(manager.as_completed()):
             assert result.success
             if number % (count // 10) == count // 20:
-                sizes.append(process_tree.resident(os.getpid()))
+                sizes.append(procfs.resident(os.getpid()))
     assert len(sizes) == 10
     assert max(sizes[1:]) - sizes[1] < MIB
 

@@ -13,7 +13,7 @@ import pytest
 from support import GIB, MIB, Program
 
 from gwsandbox import memory_usage
-from gwsandbox.cgroup.root import find_root
+from gwsandbox.backends.cgroup.delegation import find_root
 from gwsandbox.memory_usage import (
     bytes_to_gigibytes,
     get_available_memory_bytes,

@@ -11,8 +11,8 @@ import typer
 import gwsandbox
 from gwsandbox.cli.messages import told_failures
 from gwsandbox.cli.options import Backend, with_limit_options
-from gwsandbox.limits import Limits
-from gwsandbox.task import Command
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.task import Command
 
 app = typer.Typer(
     name="gwsandbox",
@@ -112,7 +112,7 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
 
     Exit code: 0 all succeeded, 1 some did not, 125 gwsandbox itself failed, 130 interrupted.
     """
-    from gwsandbox.cli.map import Request, map_files
+    from gwsandbox.cli.map.command import Request, map_files
 
     if len(arguments) < (1 if command else 2):
         raise typer.BadParameter("name at least one file or folder", param_hint="INPUT")
@@ -159,7 +159,7 @@ def doctor(
 
     Exit code: 0 all limits are enforced, 1 some are degraded, 2 nothing can be enforced.
     """
-    from gwsandbox.cli.doctor import examine
+    from gwsandbox.cli.doctor.command import examine
 
     raise typer.Exit(examine(as_json=as_json))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 
-from gwsandbox.cgroup import run_group
-from gwsandbox.cgroup.root import MOUNT, RUN_NAME
-from gwsandbox.cli.messages import OWN_FAILURE, say, shown
-from gwsandbox.errors import CgroupError
+from gwsandbox.backends.cgroup import run_group
+from gwsandbox.backends.cgroup.delegation import MOUNT, RUN_NAME
+from gwsandbox.cli.messages import OWN_FAILURE, say
+from gwsandbox.model.errors import CgroupError
+from gwsandbox.model.text import shown
 
 
 def clean_up() -> int:

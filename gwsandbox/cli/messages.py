@@ -7,12 +7,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from gwsandbox.errors import DegradedWarning, SandboxError
-from gwsandbox.limits import Limits
-from gwsandbox.result import Enforcement
+from gwsandbox.model.errors import DegradedWarning, SandboxError
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.result import Enforcement
+from gwsandbox.model.text import one_line
 
 OWN_FAILURE = 125  # the exit code for what is gwsandbox's fault, as env, timeout and docker have it
-_LONGEST_DETAIL = 400
 
 
 class Failure(Exception):
@@ -23,29 +23,6 @@ def say(text: str, *, prefix: str = "gwsandbox: ") -> None:
     """Print ``text`` on stderr, as one line."""
     with contextlib.suppress(BrokenPipeError):
         print(prefix + one_line(text), file=sys.stderr, flush=True)
-
-
-def one_line(text: str) -> str:
-    """``text`` without line breaks."""
-    return " ".join(text.split())
-
-
-def shorten_detail(text: str) -> str:
-    """``text`` as one line of bearable length."""
-    line = one_line(shown(text))
-    return line if len(line) <= _LONGEST_DETAIL else line[:_LONGEST_DETAIL] + "..."
-
-
-def shown(text: str) -> str:
-    """``text`` with everything escaped that a terminal would obey, or a stream could not encode.
-
-    File names and messages of guests come from strangers.
-    """
-    return "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def not_held(limits: Limits, enforcement: Enforcement) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gwsandbox.limits import Limits
+from gwsandbox.model.limits import Limits
 
 BackendName = Literal["auto", "cgroup", "rlimit"]
 

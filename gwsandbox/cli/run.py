@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 
-from gwsandbox.cli.messages import OWN_FAILURE, not_held, say, shown, told_warnings
+from gwsandbox.cli.messages import OWN_FAILURE, not_held, say, told_warnings
 from gwsandbox.cli.options import BackendName
 from gwsandbox.cli.signals import Stopped, StopSignals, passed_by
-from gwsandbox.judge import signal_name
-from gwsandbox.limits import Limits
 from gwsandbox.manager import ProcessManager
-from gwsandbox.result import Outcome, TaskResult
-from gwsandbox.task import Command
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.result import Outcome, TaskResult
+from gwsandbox.model.task import Command
+from gwsandbox.model.text import shown
+from gwsandbox.model.verdict import signal_name
 
 _EXIT_CODES = {
     Outcome.SUCCEEDED: 0,
@@ -34,7 +35,8 @@ def run_program(command: Command, limits: Limits, backend: BackendName, report: 
     """
     file = None
     if report is not None:
-        from gwsandbox.cli.results import ReportFile, as_object
+        from gwsandbox.cli.report import ReportFile
+        from gwsandbox.model.serialise import as_object
 
         file = ReportFile(report)
     # As a shell does while a program is in the foreground: those of the terminal are the program's.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 
 from gwsandbox.cli.messages import OWN_FAILURE, say
-from gwsandbox.errors import SandboxError
-from gwsandbox.service import config as configuration
+from gwsandbox.model.errors import SandboxError
+from gwsandbox.service.config import config as configuration
 
 
 def serve_spool(path: str, *, check: bool) -> int:

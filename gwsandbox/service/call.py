@@ -16,8 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gwsandbox.cli.messages import shown
-from gwsandbox.task import shorten
+from gwsandbox.model.text import shorten, shown
 
 _LONGEST_TEXT = 4000
 _function: Callable[..., Any] | None = None

@@ -26,21 +26,21 @@ import signal
 import time
 from typing import Self
 
+from gwsandbox.linux.sd_notify import Manager
 from gwsandbox.memory_usage import get_available_memory_bytes
-from gwsandbox.service import config as configuration
-from gwsandbox.service import files
-from gwsandbox.service.clerk import Clerk
-from gwsandbox.service.config import Config, ConfigError
-from gwsandbox.service.crew import Crew, Finished
-from gwsandbox.service.intake import Intake
-from gwsandbox.service.journal import ERROR, NOTICE, WARNING, Journal
-from gwsandbox.service.ledger import Ledger
-from gwsandbox.service.metrics import Figures, PrometheusFigures
-from gwsandbox.service.notify import Notifier
-from gwsandbox.service.port import Port
+from gwsandbox.service.config import config as configuration
+from gwsandbox.service.config.config import Config, ConfigError
+from gwsandbox.service.dispatcher import Clerk
+from gwsandbox.service.monitoring.journal import ERROR, NOTICE, WARNING, Journal
+from gwsandbox.service.monitoring.metrics import Figures, PrometheusFigures
+from gwsandbox.service.monitoring.metrics_server import Port
+from gwsandbox.service.monitoring.notify import Notifier
 from gwsandbox.service.signals import Signals
-from gwsandbox.service.spool import Spool
-from gwsandbox.systemd import Manager
+from gwsandbox.service.spool import files
+from gwsandbox.service.spool.incoming import Intake
+from gwsandbox.service.spool.job_database import Ledger
+from gwsandbox.service.spool.spool import Spool
+from gwsandbox.service.worker_pool import Crew, Finished
 
 _MEMORY_SECONDS = 1.0  # between two looks at memory that is short, which has no event
 _TRASH_SECONDS = 0.05  # of each turn

@@ -20,7 +20,7 @@ import pytest
 from support import MIB, BackendName, run_all, run_one, run_task
 
 from gwsandbox import Command, Limits, Outcome, Task, TaskResult
-from gwsandbox.cgroup.root import find_root
+from gwsandbox.backends.cgroup.delegation import find_root
 
 LIMIT = 24 * MIB
 KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))

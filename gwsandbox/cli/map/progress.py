@@ -1,0 +1,137 @@
+"""What ``gwsandbox map`` shows while it runs and at its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from gwsandbox.cli.messages import say
+from gwsandbox.model.result import Outcome, TaskResult
+from gwsandbox.model.text import format_size, shown
+
+PREFIX = "gwsandbox map: "
+_SECONDS_BETWEEN_REFRESHES = 0.1
+
+_WORDS = {
+    Outcome.SUCCEEDED: "succeeded",
+    Outcome.FAILED: "failed",
+    Outcome.TIMED_OUT: "timed out",
+    Outcome.CPU_TIME_EXCEEDED: "out of CPU time",
+    Outcome.OUT_OF_MEMORY: "out of memory",
+    Outcome.OUTPUT_EXCEEDED: "wrote too much",
+    Outcome.CRASHED: "crashed",
+    Outcome.KILLED: "killed",
+    Outcome.CANCELLED: "cancelled",
+    Outcome.SANDBOX_ERROR: "not run as gwsandbox failed",
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many inputs ended how.
+
+    ``skipped`` were done by earlier runs; of these, ``failed_before`` did not succeed.
+    """
+
+    inputs: int = 0
+    skipped: int = 0
+    failed_before: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+
+    @property
+    def done(self) -> int:
+        """By this run and earlier ones."""
+        return self.outcomes.total() + self.skipped
+
+    def summary(self, seconds: float) -> str:
+        parts = [f"{self.outcomes[Outcome.SUCCEEDED]} succeeded"]
+        parts += [
+            f"{number} {_WORDS[outcome]}"
+            for outcome in Outcome
+            if outcome is not Outcome.SUCCEEDED and (number := self.outcomes[outcome])
+        ]
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped")
+        text = f"{', '.join(parts)} in {seconds:.1f} s"
+        if self.failed_before:
+            text += f"; {self.failed_before} of the skipped did not succeed: --retry-failed does them again"
+        return text
+
+
+class Progress:
+    """A bar on stderr where that is a terminal; and lines for what people should see at once."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._bar: Any = None
+        self._shown_at = 0.0
+
+    def __enter__(self) -> Self:
+        # A dumb terminal cannot move its cursor.
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and self._total:
+            self._bar = _rich_bar(self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def line(self, text: str) -> None:
+        """Show a line, above the bar."""
+        if self._bar is None:
+            say(text, prefix="")
+        else:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def advance(self) -> None:
+        """One more is done."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+            if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_REFRESHES:
+                self._bar.refresh()
+                self._shown_at = time.monotonic()
+
+
+def _rich_bar(total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        # No thread that refreshes: guests are forked from this process, and would inherit the locks it holds.
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    bar.add_task("", total=total)
+    return bar
+
+
+def print_table(rows: Iterable[tuple[str, TaskResult]]) -> None:
+    """Outcome, time, peak memory and file of each, on stdout, sorted by file."""
+    cells = [("OUTCOME", "TIME", "PEAK MEMORY", "FILE")]
+    for path, result in sorted(rows, key=lambda row: row[0]):
+        peak = result.usage.memory_peak_bytes
+        cells.append(
+            (
+                result.outcome.name,
+                "-" if result.elapsed_time is None else f"{result.elapsed_time:.2f} s",
+                "-" if peak is None else format_size(peak),
+                shown(path),
+            )
+        )
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    for outcome, seconds, size, path in cells:
+        print(f"{outcome:<{widths[0]}}  {seconds:>{widths[1]}}  {size:>{widths[2]}}  {path}")

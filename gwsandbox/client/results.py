@@ -1,0 +1,173 @@
+"""What a report says, as the caller's ``TaskResult``: the guest's record is opened here, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gwsandbox.ipc import record
+from gwsandbox.ipc.channel import LOST, Report
+from gwsandbox.ipc.output_store import received
+from gwsandbox.model.errors import (
+    CpuTimeExceeded,
+    GuestCrashed,
+    GuestFailed,
+    GuestKilled,
+    OutputExceeded,
+    SandboxError,
+    TaskCancelled,
+    TransferError,
+)
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.options import Settings
+from gwsandbox.model.result import Outcome, TaskResult
+from gwsandbox.model.task import Command, CommandOutput, Task
+from gwsandbox.model.text import describe
+from gwsandbox.model.verdict import Delivery
+
+_GIB = 1024**3
+
+_EXCEPTIONS: dict[Outcome, type[Exception]] = {
+    Outcome.FAILED: GuestFailed,
+    Outcome.TIMED_OUT: TimeoutError,
+    Outcome.CPU_TIME_EXCEEDED: CpuTimeExceeded,
+    Outcome.OUT_OF_MEMORY: MemoryError,
+    Outcome.OUTPUT_EXCEEDED: OutputExceeded,
+    Outcome.CRASHED: GuestCrashed,
+    Outcome.KILLED: GuestKilled,
+    Outcome.CANCELLED: TaskCancelled,
+}
+
+
+def make_result(task: Task | Command, report: Report, descriptor: int | None, settings: Settings) -> TaskResult:
+    """The result of a task.
+
+    Args:
+        task: What was asked for.
+        report: What the supervisor says of it.
+        descriptor: That came with the report, with the record in it; closed here.
+        settings: Of the run.
+    """
+    report, value, exception = _open_payload(task, report, descriptor, trusted=settings.trusted)
+    if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
+        exception = _EXCEPTIONS.get(report.outcome, SandboxError)(report.detail)
+    peak = report.usage.memory_peak_bytes
+    return TaskResult(
+        task=task,
+        success=report.outcome is Outcome.SUCCEEDED,
+        result=value,
+        exception=exception,
+        exit_code=report.exit_code,
+        timeout_seconds=_shown("wall_seconds", task, settings.limits, settings.timeout_seconds),
+        memory_limit_in_gib=_shown("memory", task, settings.limits, settings.memory_limit_in_gib),
+        start_time=report.start_time,
+        end_time=report.end_time,
+        elapsed_time=report.usage.wall_seconds,
+        timed_out=report.outcome is Outcome.TIMED_OUT,
+        max_memory_used_in_gib=peak if peak is None else peak / _GIB,
+        out_of_memory=report.outcome is Outcome.OUT_OF_MEMORY,
+        outcome=report.outcome,
+        detail=report.detail,
+        usage=report.usage,
+        enforcement=report.enforcement,
+    )
+
+
+def _shown(name: str, task: Task | Command, limits: Limits, given: float | None) -> float | None:
+    """A limit as the user wrote it; as it is where it was given by ``Limits``."""
+    own: float | None = getattr(task.limits or Limits(), name)
+    if own is None and given is not None:
+        return given
+    value: float | None = getattr(limits, name) if own is None else own
+    return value / _GIB if value and name == "memory" else value
+
+
+def _overrules(report: Report) -> bool:
+    """Whether the outcome says more than the exception that the guest sent."""
+    return report.outcome not in {Outcome.FAILED, Outcome.SANDBOX_ERROR}
+
+
+def _open_payload(
+    task: Task | Command, report: Report, descriptor: int | None, *, trusted: bool
+) -> tuple[Report, Any, BaseException | None]:
+    """What the guest sent: the report as it stands then, the value, the exception."""
+    if isinstance(report.payload, tuple):
+        return _open_output(report, report.payload, descriptor)
+    nothing = CommandOutput(b"", b"") if isinstance(task, Command) else None
+    if report.error is not None or not _is_wanted(report, descriptor, trusted=trusted):
+        close_descriptor(descriptor)
+        return report, nothing, report.error
+    try:
+        content = _read(report.payload, descriptor)
+    except TransferError as error:
+        if report.outcome is Outcome.SUCCEEDED:
+            report = report._replace(outcome=Outcome.FAILED, detail=str(error))
+        return report, nothing, error
+    if report.delivery is Delivery.VALUE:
+        return report, content, None
+    if not _is_exception(content):
+        return report, nothing, TransferError("the record that it left holds no exception, as those of ours do")
+    exception, text = content
+    if not _overrules(report):
+        report = report._replace(detail=_told(report, exception))
+    return report, nothing, record.attach_traceback(exception, text)
+
+
+def _open_output(
+    report: Report, rest: tuple[bytes, bytes], descriptor: int | None
+) -> tuple[Report, CommandOutput, BaseException | None]:
+    """What a program wrote, of which the larger part may have come as a descriptor."""
+    if descriptor is None:
+        return report, CommandOutput(*rest), None
+    try:
+        _refuse_lost(descriptor)
+        stdout, stderr = record.fitting(lambda: received(descriptor, report.stored, rest))
+    except TransferError as error:
+        detail = f"{report.detail}; {error}" if report.detail else str(error)
+        outcome = Outcome.FAILED if report.outcome is Outcome.SUCCEEDED else report.outcome
+        return report._replace(outcome=outcome, detail=detail), CommandOutput(b"", b""), error
+    finally:
+        close_descriptor(descriptor)
+    return report, CommandOutput(stdout, stderr), None
+
+
+def _is_exception(content: Any) -> bool:
+    """Whether a record that a guest may have forged is at least of the right shape."""
+    if not isinstance(content, tuple) or len(content) != 2:
+        return False
+    return isinstance(content[0], BaseException) and isinstance(content[1], str)
+
+
+def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool:
+    """Whether the record is to be opened: a value on success only, and where not trusted only one of bytes."""
+    if report.delivery is Delivery.NOTHING or (report.delivery is Delivery.VALUE) != (
+        report.outcome is Outcome.SUCCEEDED
+    ):
+        return False
+    return trusted or (descriptor is None and isinstance(report.payload, bytes) and record.is_bytes(report.payload))
+
+
+def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None) -> Any:
+    if descriptor is not None:
+        _refuse_lost(descriptor)
+        return record.read_descriptor(descriptor)
+    assert isinstance(payload, bytes)
+    return record.read_inline(payload)
+
+
+def _refuse_lost(descriptor: int) -> None:
+    if descriptor == LOST:
+        raise TransferError(
+            "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
+        )
+
+
+def close_descriptor(descriptor: int | None) -> None:
+    """Close what came with a report, where something did."""
+    if descriptor is not None and descriptor != LOST:
+        os.close(descriptor)
+
+
+def _told(report: Report, exception: BaseException) -> str:
+    text = describe(exception)
+    return f"{report.detail}: {text}" if report.detail else text

@@ -1,0 +1,380 @@
+"""The guest's life between its birth and the task's first instruction, and after its last: a flat list of steps.
+
+What comes from ``live`` on runs in the guest, and does not return to the zygote's code; a step that fails is
+reported through the result descriptor with its name and errno.
+
+A fresh fork pays a page fault, 2 µs or more, for each page that it is the first to write to, and Python writes to
+every object that it looks at. So the straight lines below are meant: each function, global name, constant and
+attribute less is a page or two. What is the same for every guest the zygote has done once, and what can be done from
+outside the supervisor does (resource limits).
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import errno
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from gwsandbox.ipc import call, record
+from gwsandbox.ipc.call import Call
+from gwsandbox.linux import syscalls
+from gwsandbox.model.errors import GuestSetupError
+from gwsandbox.model.verdict import Delivery
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
+_SETUP_FAILED = 125
+
+_UNSTOPPABLE = {signal.SIGKILL, signal.SIGSTOP}
+# What the interpreter starts with: Python code expects exceptions in the place of these signals.
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+_INTERPRETERS: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    **dict.fromkeys(_IGNORED_BY_PYTHON, signal.SIG_IGN),
+}
+
+
+Program = tuple[tuple[str, ...], str | None, dict[str, str] | None]  # arguments, folder, environment
+
+
+class Manner(NamedTuple):
+    """How all guests of a run live.
+
+    Args:
+        keep_terminal: Programs keep the caller's session, process group and descriptors.
+        keep_descriptors: Python calls keep the caller's descriptors.
+        be_subreaper: Whether a guest's orphans are to stay below it.
+        collect_garbage: Whether the caller had the garbage collector on.
+        open_files: The caller's RLIMIT_NOFILE.
+    """
+
+    keep_terminal: bool
+    keep_descriptors: bool
+    be_subreaper: bool
+    collect_garbage: bool
+    open_files: tuple[int, int]
+
+
+class Setup:
+    """What one guest is started with. The zygote has one, and fills it anew for each.
+
+    Attributes:
+        supervisor: Pid of the supervisor, whose child every guest is.
+        control: The zygote's end of its socket.
+        inherited: Descriptors past the first three that a program would inherit, and shall not.
+        keep_terminal: See ``Manner``.
+        keep_descriptors: See ``Manner``.
+        be_subreaper: See ``Manner``.
+        tid_address: See ``syscalls.clone3``.
+        born_inside: Whether guests are born in their cgroups.
+        is_command: Whether to run ``program``, or to make ``call``.
+        program: The program.
+        call: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
+        data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
+        result: The result descriptor.
+        go: Descriptor that can be read when the task's time begins.
+        cgroup: Descriptor of its cgroup, or ``None``.
+        stdin: Descriptor to read from, or ``None`` for the zygote's (/dev/null, or the caller's own).
+        stdout: Descriptor to write to, or ``None`` for the caller's own.
+        stderr: Likewise.
+    """
+
+    __slots__ = (
+        "be_subreaper",
+        "born_inside",
+        "call",
+        "cgroup",
+        "control",
+        "data_limit",
+        "go",
+        "inherited",
+        "is_command",
+        "keep_descriptors",
+        "keep_terminal",
+        "program",
+        "result",
+        "stderr",
+        "stdin",
+        "stdout",
+        "supervisor",
+        "tid_address",
+    )
+
+    is_command: bool
+    program: Program
+    call: Call | bytes | int
+    data_limit: int
+    result: int
+    go: int
+    cgroup: int | None
+    stdin: int | None
+    stdout: int | None
+    stderr: int | None
+
+    def __init__(self, control: int, manner: Manner) -> None:
+        """In the zygote, once: what every guest will need to know.
+
+        Args:
+            control: The zygote's end of its socket.
+            manner: How guests are to live.
+        """
+        self.supervisor = os.getppid()
+        self.control = control
+        self.inherited = () if manner.keep_terminal else tuple(_inherited())
+        self.keep_terminal = manner.keep_terminal
+        self.keep_descriptors = manner.keep_descriptors
+        self.be_subreaper = manner.be_subreaper
+        self.tid_address = syscalls.tid_address()
+        self.born_inside = True
+
+
+def forget_the_caller(*, keep_ignored: bool) -> None:
+    """In the zygote, once: what a fork does not do.
+
+    Signal handlers become the interpreter's own, and multiprocessing forgets the caller's children and queues
+    as its own bootstrap does: otherwise a guest's exit would terminate the caller's daemonic children, and a
+    queue that the caller has used would lose what the guest puts into it.
+    """
+    signal.set_wakeup_fd(-1)  # the caller's event loop must not be told of a guest's signals
+    for number in signal.valid_signals() - _UNSTOPPABLE:
+        wanted = _INTERPRETERS.get(number, signal.SIG_DFL)
+        handler = signal.getsignal(number)
+        if handler not in {wanted, None} and not (keep_ignored and handler is signal.SIG_IGN):
+            signal.signal(number, wanted)
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None:
+        process.__dict__["_children"] = set()
+        util._finalizer_registry.clear()
+        util._run_after_forkers()
+
+
+def rehearse() -> None:
+    """In the zygote, once: let the C library do what it would do in every guest, at the price of a dozen pages.
+
+    The dynamic linker looks up a function when it is first called. And a large allocation lets malloc sort the
+    chunks that the caller has freed, through which the first small one would go in a guest.
+    """
+    with contextlib.suppress(OSError):
+        os.read(-1, 1)
+    with contextlib.suppress(OSError):
+        os.pwrite(-1, b"", 0)
+    bytearray(1 << 14)
+
+
+def suit(*, programs: bool) -> None:
+    """In the zygote, when the next guest is a program and the last was none, or the other way about.
+
+    What is ignored stays so in a program, and Python ignores some signals.
+    """
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL if programs else signal.SIG_IGN)
+    if programs:  # to be rehearsed too, but not by who runs no programs: a seccomp filter may kill for it
+        for execute, rest in ((os.execv, ()), (os.execve, ({},))):
+            with contextlib.suppress(Exception):
+                execute("/", ("/",), *rest)
+
+
+def _inherited() -> Iterator[int]:
+    """Descriptors of this process past the first three that a program would get."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the one that lists them is closed again
+            if fd > 2 and os.get_inheritable(fd):
+                yield fd
+
+
+# --- in the guest ---------------------------------------------------------------------------------------
+
+
+def live(setup: Setup) -> NoReturn:
+    """Be a guest: take all steps, run the task, leave a record, exit."""
+    code = _SETUP_FAILED
+    try:
+        _take_steps(setup)
+        code = 1
+        code = _execute(setup, *setup.program) if setup.is_command else _call(setup, *_open_call(setup.call))
+    except GuestSetupError as error:
+        record.write_exception(setup.result, error, Delivery.STEP_FAILED)
+    except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
+        record.write_exception(setup.result, error, Delivery.RAISED)
+    finally:
+        syscalls.leave(code)
+
+
+def _take_steps(setup: Setup) -> None:
+    step = "die with supervisor"
+    try:
+        syscalls.die_with_parent()
+        # It may have died before that call. Compared with its pid and not with 1: in a container it may be 1.
+        if os.getppid() != setup.supervisor:
+            os._exit(_SETUP_FAILED)
+        step = "join cell"
+        if setup.cgroup is not None and not setup.born_inside:
+            _join(setup.cgroup)
+        if setup.be_subreaper:
+            syscalls.be_subreaper()
+        step = "leave session"
+        if not setup.keep_terminal:
+            os.setsid()
+        step = "connect standard descriptors"
+        if setup.stdin is not None or setup.stdout is not None:
+            _connect(setup)
+        step = "close descriptors"
+        _close_descriptors(setup)
+        step = "unblock signals"
+        if setup.keep_terminal:
+            syscalls.unblock_signals()
+        step = "wait for its time"
+        os.read(setup.go, 8)
+        os.close(setup.go)
+    except Exception as error:  # noqa: BLE001 - reported with its name, whatever it is
+        number = getattr(error, "errno", None) or 0
+        raise GuestSetupError(f"guest step '{step}' failed", value=str(error), errno=number) from None
+
+
+def _join(cgroup: int) -> None:
+    """Where it was not born there."""
+    fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup)
+    os.write(fd, b"0")
+    os.close(fd)
+
+
+def _connect(setup: Setup) -> None:
+    if setup.stdin is not None:
+        os.dup2(setup.stdin, 0)
+    if setup.stdout is not None and setup.stderr is not None:
+        os.dup2(setup.stdout, 1)
+        os.dup2(setup.stderr, 2)
+
+
+def _close_descriptors(setup: Setup) -> None:
+    """Close all that is not the caller's own; and of that, where it is not to be kept, all but the first three."""
+    if setup.is_command:  # ours are closed by exec
+        for fd in setup.inherited:
+            os.close(fd)
+        return
+    os.close(setup.control)
+    for own in (setup.cgroup, setup.stdout, setup.stderr):
+        if own is not None:
+            os.close(own)
+    if not setup.keep_descriptors:
+        first = 3
+        for fd in sorted(fd for fd in (setup.result, setup.go, setup.call) if isinstance(fd, int)):
+            if fd > first:
+                _close_range(first, fd - 1)
+            first = fd + 1
+        _close_range(first, 2**31 - 1)
+
+
+def _close_range(first: int, last: int) -> None:
+    try:
+        syscalls.close_range(first, last)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EPERM}:
+            raise
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if first <= fd <= last:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+
+def _open_call(sent: Call | bytes | int) -> Call:
+    if isinstance(sent, int):
+        stored, sent = sent, call.read_stored(sent)
+        os.close(stored)
+    return call.unpack_call(sent) if isinstance(sent, bytes) else sent
+
+
+def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Run a Python call; its exit code."""
+    try:
+        value = func(*args, **kwargs)
+        code = 0 if record.write_value(setup.result, value) else 1
+    except BaseException as error:  # noqa: BLE001 - all that a task raises is its result
+        code = _exit_code(error)
+        delivery = Delivery.RAISED
+        if isinstance(error, MemoryError):
+            delivery = Delivery.NO_MEMORY
+            _use_report_reserve()
+        if error.__traceback__ is not None:
+            error.__traceback__ = error.__traceback__.tb_next  # from the task's function on; ours help nobody
+        record.write_exception(setup.result, error, delivery)
+    _finish_interpreter()
+    return code
+
+
+def _use_report_reserve() -> None:
+    """The rlimit backend leaves room under the hard limit of RLIMIT_DATA for what follows a MemoryError."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _exit_code(error: BaseException) -> int:
+    """The exit code that the interpreter gives for an exception that nobody catches."""
+    if not isinstance(error, SystemExit):
+        return 1
+    if error.code is None:
+        return 0
+    return error.code & 0xFF if isinstance(error.code, int) else 1
+
+
+def _finish_interpreter() -> None:
+    """As multiprocessing.Process ends: wait for the task's threads and queues, then flush."""
+    threading = sys.modules.get("threading")
+    if threading is not None and _thread._count():
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._exit_function()
+    for stream in (sys.stdout, sys.stderr):
+        try:  # noqa: SIM105 - suppress is Python code, and pages written
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # None, closed, or its reader is gone
+            pass
+
+
+def _execute(setup: Setup, argv: tuple[str, ...], cwd: str | None, env: dict[str, str] | None) -> int:
+    """Become the program. Comes back only if it cannot be executed; the exit code says why."""
+    culprit = cwd
+    try:
+        if cwd is not None:
+            os.chdir(cwd)
+        culprit = argv[0]
+        if setup.data_limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (setup.data_limit, setup.data_limit))
+        _exec(argv, env)
+    except OSError as error:
+        # Named as it was given: execvpe names the last folder of PATH that it looked into.
+        named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))
+        record.write_exception(setup.result, named, Delivery.NOT_EXECUTED)
+        missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
+        return NOT_FOUND if missing else NOT_EXECUTABLE
+
+
+def _exec(argv: tuple[str, ...], env: dict[str, str] | None) -> NoReturn:
+    """As execvp(3) or execvpe(3), without Python's long way to them where there is nothing to look up."""
+    if "/" in argv[0]:
+        if env is None:
+            os.execv(argv[0], argv)
+        os.execve(argv[0], argv, env)
+    if env is None:
+        os.execvp(argv[0], argv)
+    os.execvpe(argv[0], argv, env)
+
+
+def _interpreter(program: str | None) -> str | None:
+    """What a script asks for in its first line: where that is missing, the script is "not found" though it is there."""
+    try:
+        with open(program or "", "rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return None
+    words = line[2:].split()
+    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None

@@ -1,0 +1,339 @@
+"""How a call travels to its guest, and its value or exception back.
+
+A guest writes one record into its result descriptor, a memfd: first the body, and the head last, so that a
+record is either whole or absent, whenever the guest is killed. Bytes go as they are. Everything else is
+pickled with protocol 5, large buffers (arrays) beside the pickle so that the caller maps and does not copy
+them.
+
+Trust: a value of a Python call is unpickled in the caller's process, so a guest that was taken over can run
+code there. Where that matters, use a ``Command`` or a function that returns bytes or ``None``:
+bytes are never unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import mmap
+import os
+import pickle
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from gwsandbox.linux import syscalls
+from gwsandbox.model.errors import RemoteTraceback, TransferError
+from gwsandbox.model.text import describe, safe_text, type_name
+from gwsandbox.model.verdict import Delivery
+
+_HEAD = struct.Struct("=4sBxxxQQQ")  # magic, delivery, length of the body, number of buffers, of the record
+_LENGTH = struct.Struct("=Q")
+_MAGIC = b"gws1"
+_VALUE = Delivery.VALUE.value  # which before Python 3.12 is Python code, and pages written in a guest
+_BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
+_ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
+_ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
+_MAPPED = 1 << 26  # bytes from which on a record is mapped and not copied, before Python 3.13
+_AT_ONCE = 4096  # bytes of a page, which the kernel writes in one go or not at all when the guest is killed
+INLINE = 1 << 16  # bytes up to which a record travels in the report itself
+
+_PLAIN = frozenset({type(None), bool, int, float, str})  # what pickles in no other way than unpickles
+
+Buffer = bytes | bytearray | memoryview
+
+
+# --- the record, written by the guest -------------------------------------------------------------------
+
+
+def write_value(fd: int, value: object) -> bool:
+    """Write the value that the function returned; whether that went well.
+
+    Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
+    """
+    if value is None and os.pwrite(fd, _NONE, 0) == len(_NONE):
+        return True
+    if type(value) is bytes:
+        _write_record(fd, _VALUE | _BYTES_VALUE, value, [])
+        return True
+    if type(value) in _PLAIN:
+        _write_record(fd, _VALUE, pickle.dumps(value, protocol=5), [])
+        return True
+    try:
+        body, buffers = _dump_checked(value)
+    except MemoryError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
+        refusal = TransferError(
+            f"result of type {type_name(value)} cannot be sent back: {describe(error)}; "
+            "return plain data, or write it to a file"
+        )
+        _write_record(fd, Delivery.NOT_TRANSFERABLE.value, pickle.dumps((refusal, "")), [])
+        return False
+    _write_record(fd, _VALUE, body, buffers)
+    return True
+
+
+def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
+    """Write an exception and its traceback; where it cannot be pickled, one of ours with its type and text."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        body = _dump_exception(error, text)
+    except BaseException as why:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
+        stand_in = TransferError(
+            f"{type_name(error)}: {safe_text(error)} (the exception itself cannot be sent back: {describe(why)})"
+        )
+        body = pickle.dumps((stand_in, text), protocol=5)
+    _write_record(fd, delivery.value, body, [])
+
+
+def _dump_exception(error: BaseException, text: str) -> bytes:
+    try:
+        return _dump_checked((error, text))[0]
+    except TypeError:
+        # By default an exception is made anew by calling its class with ``args``, which are not what its own
+        # __init__ asks for. It is the same without that call.
+        parts = (_Rebuilt(type(error), error.args, error.__dict__), text)
+        return _dump_checked(parts)[0]
+
+
+class _Rebuilt:
+    """Unpickles as an exception of class ``kind``, without a call of its ``__init__``."""
+
+    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
+        self._parts = kind, args, state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._parts
+
+
+def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
+    if _HEAD.size + len(body) <= _AT_ONCE and not buffers:
+        record = _small_record(kind, body)
+        if os.pwrite(fd, record, 0) == len(record):
+            return
+    position = write_all(fd, body, _HEAD.size)
+    for buffer in buffers:
+        write_all(fd, _LENGTH.pack(buffer.nbytes), position)
+        position = write_all(fd, buffer, _aligned(position + _LENGTH.size))
+    _write_head(fd, _HEAD.pack(_MAGIC, kind, len(body), len(buffers), position))
+
+
+def _small_record(kind: int, body: Buffer) -> bytes:
+    return _HEAD.pack(_MAGIC, kind, len(body), 0, _HEAD.size + len(body)) + body
+
+
+# What most tasks return. Made beforehand: in a fresh fork that takes two dozen page faults.
+_NONE = _small_record(_VALUE, pickle.dumps(None, protocol=5))
+
+
+def _write_head(fd: int, head: bytes) -> None:
+    # The magic last: past a file-size limit within the head, it is written in pieces.
+    write_all(fd, head[len(_MAGIC) :], len(_MAGIC))
+    write_all(fd, _MAGIC, 0)
+
+
+def write_all(fd: int, data: Buffer, position: int) -> int:
+    view = memoryview(data).cast("B")
+    while view:
+        try:
+            written = os.pwrite(fd, view, position)  # at most 2 GiB at a time
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            written = _write_mapped(fd, view, position)
+        view, position = view[written:], position + written
+    return position
+
+
+def _write_mapped(fd: int, view: memoryview, position: int) -> int:
+    """Past RLIMIT_FSIZE, which counts for memfds too but not for what is written through a mapping.
+
+    The supervisor has made the file long enough; see ``make_room``.
+    """
+    start = position // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    skipped = position - start
+    with mmap.mmap(fd, skipped + len(view), offset=start) as mapped:
+        mapped[skipped:] = view
+    return len(view)
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGN) * _ALIGN
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles by reference where it can, as pickle does, and notes whether anything but plain data came by."""
+
+    foreign = False
+
+    def reducer_override(self, _value: Any) -> Any:
+        self.foreign = True  # called for everything that is not of a built-in type
+        return NotImplemented
+
+
+def _dump_checked(value: object) -> tuple[bytes, list[memoryview]]:
+    """Pickle ``value``; where it holds more than plain data, see in the guest whether it unpickles again.
+
+    So that what raises, hangs or exits when unpickled does so in the guest, under its limits, and not in the
+    caller's process.
+    """
+    try:
+        return _dump(_Pickler, value)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        # Local functions and classes, which only cloudpickle can send. If it cannot either, its error counts.
+        return _dump(_by_value_pickler, value)
+
+
+def _dump(make: Callable[..., Any], value: object) -> tuple[bytes, list[memoryview]]:
+    target = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    pickler = make(target, protocol=5, buffer_callback=buffers.append)
+    pickler.dump(value)
+    views = [buffer.raw() for buffer in buffers]
+    body = target.getvalue()  # the buffer itself, and nothing that BytesIO would wait for when it is collected
+    if getattr(pickler, "foreign", True):
+        pickle.loads(body, buffers=views)
+    return body, views
+
+
+def _by_value_pickler(target: io.BytesIO, **options: Any) -> Any:
+    import cloudpickle  # noqa: PLC0415 - as above
+
+    return cloudpickle.Pickler(target, **options)
+
+
+# --- the record, read by supervisor and manager ---------------------------------------------------------
+
+
+def make_room(fd: int) -> None:
+    """Let a guest write a record of any length where its file-size limit would stop it; holds no memory."""
+    os.ftruncate(fd, _ROOM)
+
+
+def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
+    """What a record claims to hold, the record where it is small, and whether that is all of it.
+
+    NOTHING where it is absent, torn or junk. A large one is cut to its length and sealed, so that who still
+    holds the descriptor can neither change nor shorten what the caller is going to map. A guest may claim any
+    length, and make a file of that length without a page in it: what is not backed by memory that it was
+    charged for is not believed.
+    """
+    record = os.pread(fd, INLINE, 0)
+    delivery, length = _claim(fd, record)
+    if length <= INLINE:
+        return delivery, record[:length], True
+    try:
+        os.ftruncate(fd, length)
+        fcntl.fcntl(fd, syscalls.F_ADD_SEALS, syscalls.F_SEAL_ALL)
+    except OSError:  # somebody outside of the cell has it mapped for writing
+        return Delivery.NOTHING, b"", True
+    if _claim(fd, os.pread(fd, _HEAD.size, 0)) != (delivery, length):
+        return Delivery.NOTHING, b"", True
+    return delivery, b"", False
+
+
+def _claim(fd: int, record: bytes) -> tuple[Delivery, int]:
+    if len(record) < _HEAD.size:
+        return Delivery.NOTHING, 0
+    magic, kind, _, _, length = _HEAD.unpack_from(record)
+    status = os.fstat(fd)
+    backed = min(status.st_size, max(status.st_blocks * 512, INLINE))
+    if magic != _MAGIC or not _HEAD.size <= length <= backed:
+        return Delivery.NOTHING, 0
+    try:
+        return Delivery(kind & ~_BYTES_VALUE), length
+    except ValueError:
+        return Delivery.NOTHING, 0
+
+
+def is_bytes(record: bytes) -> bool:
+    """Whether a record holds a value of bytes, which is read without unpickling."""
+    return bool(record[4] & _BYTES_VALUE)
+
+
+def read_inline(record: bytes) -> Any:
+    """The value, or (exception, traceback), of a small record.
+
+    Raises:
+        TransferError: It does not unpickle.
+    """
+    if is_bytes(record):
+        return record[_HEAD.size : _HEAD.size + _HEAD.unpack_from(record)[2]]
+    # A bytearray, so that arrays come out writable as they were.
+    return _load(memoryview(bytearray(record)))
+
+
+def read_descriptor(fd: int) -> Any:
+    """The value, or (exception, traceback), of a large record; closes the descriptor.
+
+    Raises:
+        TransferError: It does not unpickle.
+    """
+    with open(fd, "rb", buffering=0) as file:
+        head = os.pread(fd, _HEAD.size, 0)
+        if head[4] & _BYTES_VALUE:
+            file.seek(_HEAD.size)
+            return fitting(file.readall)  # into one object of the right size: nothing is held twice
+        return _load(memoryview(fitting(lambda: _map(fd))))
+
+
+def fitting(read: Callable[[], Any]) -> Any:
+    """What ``read`` gives.
+
+    Raises:
+        TransferError: There is not so much memory.
+    """
+    try:
+        return read()
+    except (MemoryError, OSError) as error:
+        raise TransferError(
+            f"result cannot be received: {describe(error)}; let the task write it to a file, or drop results earlier"
+        ) from error
+
+
+def _map(fd: int) -> mmap.mmap:
+    """The memory of a record. What the caller writes into an array there stays its own."""
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=access, trackfd=False)
+    size = os.fstat(fd).st_size
+    if size >= _MAPPED:
+        return mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=access)
+    # A mapping holds a descriptor, of which a caller that keeps a thousand arrays has too few.
+    copy = mmap.mmap(-1, size)
+    os.preadv(fd, [copy], 0)
+    return copy
+
+
+def _load(record: memoryview) -> Any:
+    try:
+        _, _, length, count, _ = _HEAD.unpack_from(record)
+        position = _HEAD.size + length
+        buffers = []
+        for _ in range(count):
+            (size,) = _LENGTH.unpack_from(record, position)
+            start = _aligned(position + _LENGTH.size)
+            buffers.append(record[start : start + size])
+            position = start + size
+        return pickle.loads(record[_HEAD.size : _HEAD.size + length], buffers=buffers)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise TransferError(f"result cannot be unpickled here: {describe(error)}") from error
+
+
+def attach_traceback(error: BaseException, text: str) -> BaseException:
+    """``error`` with the guest's traceback as its cause."""
+    if text:
+        error.__cause__ = RemoteTraceback(text)
+    return error

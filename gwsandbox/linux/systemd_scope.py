@@ -1,0 +1,149 @@
+"""A transient scope unit, asked of systemd over D-Bus: a delegated cgroup for who was not started with one.
+
+Root asks the system's manager, everybody else the user's own (``systemd --user``), whose bus is found by the
+user's id: under su, sudo, cron and ssh the environment names none or another user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gwsandbox.model.errors import CgroupError
+
+SLICE = "gwsandbox.slice"
+_SECONDS_TO_WAIT = 25  # D-Bus's own default
+_numbers = itertools.count()
+_MANAGER = {
+    "object_path": "/org/freedesktop/systemd1",
+    "bus_name": "org.freedesktop.systemd1",
+    "interface": "org.freedesktop.systemd1.Manager",
+}
+
+
+def bus_path() -> str:
+    """The socket of the bus on which this user's systemd manager listens."""
+    uid = os.geteuid()
+    return f"/run/user/{uid}/bus" if uid else "/run/dbus/system_bus_socket"
+
+
+def why_none() -> str | None:
+    """Why no scope can be had, with what mends it; ``None`` where one may be."""
+    if not os.path.isdir("/run/systemd/system"):
+        return "systemd does not run here"
+    if os.path.exists(bus_path()):
+        return None
+    if os.geteuid():
+        return f"there is no user manager to ask, as {bus_path()} does not exist: loginctl enable-linger USER"
+    return f"there is no system bus, as {bus_path()} does not exist: apt-get install dbus"
+
+
+def start_scope(holder: int) -> str:
+    """Put the process ``holder`` into a delegated scope of its own; the path of its cgroup below the mount.
+
+    The scope lives as long as a process in it, and is collected by systemd then.
+
+    Raises:
+        CgroupError: systemd cannot be asked, or refuses.
+    """
+    name = f"gwsandbox-{os.getpid()}-{holder}-{next(_numbers)}.scope"
+    with _bus("start scope", name) as bus:
+        bus.start_and_wait(name, holder)
+    with open(f"/proc/{holder}/cgroup", encoding="utf-8") as file:
+        return next(line for line in file if line.startswith("0::")).strip()[3:]
+
+
+def delegated_unit() -> str | None:
+    """The cgroup, below the mount, of the unit that this process is in; ``None`` where it is not delegated.
+
+    For the units of a user's manager, which unlike the system's does not mark them in the file system.
+    """
+    try:
+        with _bus("find own unit", str(os.getpid())) as bus:
+            unit = bus.call("GetUnitByPID", "u", (os.getpid(),))[0]
+            for kind in ("Service", "Scope"):
+                with contextlib.suppress(OSError):
+                    if bus.get(unit, kind, "Delegate"):
+                        return str(bus.get(unit, kind, "ControlGroup"))
+    except CgroupError:  # no such bus, or not one of its units: then it is not delegated by it either
+        return None
+    return None
+
+
+@contextlib.contextmanager
+def _bus(step: str, value: str) -> Iterator[_Bus]:
+    """A connection to systemd's manager, with its failures as errors of ours."""
+    remedy = "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
+    try:
+        # 35 ms, for who was not started with a delegated cgroup only.
+        from jeepney.io.blocking import open_dbus_connection  # noqa: PLC0415
+
+        with open_dbus_connection(f"unix:path={bus_path()}") as connection:
+            yield _Bus(connection)
+    except ImportError as error:
+        raise CgroupError(f"{step}: jeepney is missing", value=value, remedy="pip install jeepney") from error
+    except (OSError, TimeoutError) as error:
+        raise CgroupError(f"{step}: {error}", path=bus_path(), value=value, remedy=remedy) from error
+
+
+class _Bus:
+    """systemd's manager, as far as it is needed here. Every method raises OSError for what it refuses."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def call(self, member: str, signature: str | None = None, body: tuple[Any, ...] = ()) -> Any:
+        from jeepney import DBusAddress, new_method_call  # noqa: PLC0415
+
+        return self._send(new_method_call(DBusAddress(**_MANAGER), member, signature, body))
+
+    def get(self, unit: str, kind: str, name: str) -> Any:
+        from jeepney import DBusAddress, Properties  # noqa: PLC0415
+
+        address = DBusAddress(unit, _MANAGER["bus_name"], f"org.freedesktop.systemd1.{kind}")
+        return self._send(Properties(address).get(name))[0][1]
+
+    def _send(self, message: Any) -> Any:
+        from jeepney import DBusErrorResponse  # noqa: PLC0415
+        from jeepney.wrappers import unwrap_msg  # noqa: PLC0415
+
+        try:
+            return unwrap_msg(self._connection.send_and_get_reply(message, timeout=_SECONDS_TO_WAIT))
+        except DBusErrorResponse as error:
+            raise OSError(f"systemd said {error.name}: {error.data}") from error
+
+    def start_and_wait(self, name: str, holder: int) -> None:
+        """Start the unit, and wait for the end of its own job; other units' jobs end meanwhile."""
+        from jeepney import MatchRule  # noqa: PLC0415
+        from jeepney.bus_messages import message_bus  # noqa: PLC0415
+
+        ended = MatchRule(
+            type="signal", interface=_MANAGER["interface"], member="JobRemoved", path=_MANAGER["object_path"]
+        )
+        # Subscribed before the call: the job of a scope may end before its answer is read.
+        self._send(message_bus.AddMatch(ended))
+        self.call("Subscribe")
+        with self._connection.filter(ended, bufsize=1000) as jobs:
+            (job,) = self.call("StartTransientUnit", "ssa(sv)a(sa(sv))", _unit(name, holder))
+            deadline = time.monotonic() + _SECONDS_TO_WAIT
+            path, result = "", ""
+            while path != job:
+                left = max(deadline - time.monotonic(), 0)
+                _, path, _, result = self._connection.recv_until_filtered(jobs, timeout=left).body
+            if result != "done":
+                raise OSError(f"its job ended as {result!r}")
+
+
+def _unit(name: str, holder: int) -> tuple[Any, ...]:
+    properties = [
+        ("Description", ("s", "Sandboxed tasks of gwsandbox")),
+        ("PIDs", ("au", [holder])),
+        ("Slice", ("s", SLICE)),
+        ("Delegate", ("b", True)),
+        ("CollectMode", ("s", "inactive-or-failed")),
+    ]
+    return name, "fail", properties, []

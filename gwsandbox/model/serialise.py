@@ -1,0 +1,46 @@
+"""A ``TaskResult`` as plain data and as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+from gwsandbox.model.result import TaskResult
+from gwsandbox.model.task import Command, Task
+
+
+def as_object(result: TaskResult) -> dict[str, Any]:
+    """The fields of a result under their own names; ``result`` itself is left out."""
+    found = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "result"}
+    found["task"] = words_of(result.task)
+    found["exception"] = _exception(result.exception)
+    found["outcome"] = result.outcome.name
+    for name in ("usage", "enforcement"):
+        part = found[name]
+        found[name] = {field.name: _plain(getattr(part, field.name)) for field in fields(part)}
+    return found
+
+
+def words_of(task: Task | Command) -> list[str]:
+    """What was run, as a list of words: an argv, or a function's name and its arguments."""
+    if isinstance(task, Command):
+        return list(task.argv)
+    return [getattr(task.func, "__qualname__", repr(task.func)), *map(str, task.args)]
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, "keys") else value
+
+
+def _exception(error: BaseException | None) -> dict[str, str] | None:
+    if error is None:
+        return None
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return {"type": name, "message": str(error)}
+
+
+def as_line(value: dict[str, Any]) -> str:
+    """``value`` as one line of JSON; ASCII, since file names need not be text."""
+    return json.dumps(value) + "\n"

@@ -1,0 +1,159 @@
+"""``Task``, a Python call to run, and ``Command``, a program to run. Pure data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.text import shorten
+
+
+class Task:
+    """A call of ``func(*args, **kwargs)`` to be made in a process of its own.
+
+    Args:
+        func: What to call.
+        args: Positional arguments; any iterable.
+        kwargs: Keyword arguments.
+        limits: Limits of this task; each field that it says overrides the manager's.
+
+    Raises:
+        TypeError: ``func`` cannot be called, ``args`` is not iterable, ``kwargs`` not a mapping.
+    """
+
+    __slots__ = ("args", "func", "kwargs", "limits")
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        if not callable(func):
+            raise TypeError(f"func must be callable, not {type(func).__name__}: {shorten(func)}")
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            raise TypeError(f"kwargs must be a mapping, not {type(kwargs).__name__}: {shorten(kwargs)}")
+        for key in kwargs or ():
+            if not isinstance(key, str):
+                raise TypeError(f"keyword names must be text, not {type(key).__name__}: {shorten(key)}")
+        self.func = func
+        self.args: tuple[Any, ...] = tuple(args or ())
+        self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
+        self.limits = check_limits(limits)
+
+    def __repr__(self) -> str:
+        name = getattr(self.func, "__name__", None) or repr(self.func)
+        args = ", ".join(map(shorten, self.args))
+        kwargs = ", ".join(f"{key}={shorten(value)}" for key, value in self.kwargs.items())
+        return f"Task(func={name}, args=({args}), kwargs=({kwargs}))"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Task):
+            return NotImplemented
+        return (self.func, self.args, dict(self.kwargs), self.limits) == (
+            other.func,
+            other.args,
+            dict(other.kwargs),
+            other.limits,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.func, self.args, frozenset(self.kwargs.items()), self.limits))
+
+
+class Command:
+    """A program to be run in a process of its own; queued like a ``Task``.
+
+    Its ``TaskResult.result`` is a ``CommandOutput``.
+
+    Args:
+        argv: Program and arguments; the program is looked up in ``PATH`` of ``env``.
+        stdin: Bytes that the program reads from its standard input; ``None``: nothing (/dev/null).
+        cwd: Folder to run in; ``None``: the caller's.
+        env: The whole environment; ``None``: the caller's.
+        limits: Limits of this task; each field that it says overrides the manager's.
+
+    Raises:
+        TypeError: An argument is of the wrong type. ValueError: ``argv`` is empty or holds a NUL byte.
+    """
+
+    __slots__ = ("argv", "cwd", "env", "limits", "stdin")
+
+    def __init__(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        stdin: bytes | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if isinstance(argv, str | bytes):
+            raise TypeError(f"argv must be a sequence of arguments, not one text: {shorten(argv)}")
+        if not isinstance(argv, Iterable):
+            raise TypeError(f"argv must be a sequence of arguments, not {type(argv).__name__}: {shorten(argv)}")
+        if stdin is not None and not isinstance(stdin, bytes | bytearray | memoryview):
+            raise TypeError(f"stdin must be bytes, not {type(stdin).__name__}: {shorten(stdin)}")
+        self.argv: tuple[str, ...] = tuple(_plain(os.fsdecode(argument)) for argument in argv)
+        if not self.argv or not self.argv[0]:
+            raise ValueError("argv must name a program; it is empty")
+        self.stdin = None if stdin is None else bytes(stdin)
+        self.cwd = None if cwd is None else _plain(os.fsdecode(cwd))
+        self.env = None if env is None else _check_env(env)
+        texts = [*self.argv, self.cwd or "", *(self.env or {}), *(self.env or {}).values()]
+        if nul := next((text for text in texts if "\0" in text), None):
+            raise ValueError(f"a program's argument, folder or variable cannot hold a NUL byte: {shorten(nul)}")
+        self.limits = check_limits(limits)
+
+    def __repr__(self) -> str:
+        return f"Command(argv=({', '.join(map(shorten, self.argv))}))"
+
+    def _parts(self) -> tuple[object, ...]:
+        env = None if self.env is None else frozenset(self.env.items())
+        return self.argv, self.stdin, self.cwd, env, self.limits
+
+    def __eq__(self, other: object) -> bool:
+        return self._parts() == other._parts() if isinstance(other, Command) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+
+@dataclass(frozen=True, slots=True)
+class CommandOutput:
+    """What a ``Command`` wrote. Bytes past its output limit are not kept."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+def _check_env(env: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping, not {type(env).__name__}: {shorten(env)}")
+    for pair in env.items():
+        if not all(isinstance(part, str) for part in pair):
+            raise TypeError(f"env must map names to texts, not {shorten(pair)}")
+        if not pair[0] or "=" in pair[0]:
+            raise ValueError(f"not the name of an environment variable: {shorten(pair[0])}")
+    return {_plain(name): _plain(value) for name, value in env.items()}
+
+
+def _plain(text: str) -> str:
+    """A ``str`` of a class of the caller's own (an enum's member, an element of an array) as what execve would take."""
+    return str.__str__(text)
+
+
+def check_limits(limits: Limits | None) -> Limits | None:
+    """``limits`` as they are.
+
+    Raises:
+        TypeError: They are neither ``Limits`` nor ``None``.
+    """
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits must be gwsandbox.Limits or None, not {type(limits).__name__}: {limits!r}")
+    return limits

@@ -1,0 +1,212 @@
+"""The verdict: ``judge(evidence) -> Outcome``, and the sentence that explains it. Pure functions.
+
+It is given once, when nothing of the guest lives any more. What was noted *before* our own kill comes first,
+then the kernel's counters, the wait status last: SIGKILL alone says nothing about who sent it.
+
+How the kernel counts (Documentation/admin-guide/cgroup-v2.rst, "memory.events"; commit b6bf9abb0aa4): ``oom``
+counts in the group whose limit was reached, ``oom_kill`` in the groups that the victims belong to;
+``memory.events`` includes descendants, ``memory.events.local`` does not.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from gwsandbox.model.result import Outcome
+from gwsandbox.model.text import format_size
+
+
+class Reason(enum.Enum):
+    """Why we ended a guest; noted before the kill, and the first one noted stands."""
+
+    DEADLINE = Outcome.TIMED_OUT
+    CPU_TIME = Outcome.CPU_TIME_EXCEEDED
+    MEMORY = Outcome.OUT_OF_MEMORY
+    OUTPUT = Outcome.OUTPUT_EXCEEDED
+    CANCELLED = Outcome.CANCELLED
+
+
+class Delivery(enum.Enum):
+    """What came through the guest's result descriptor."""
+
+    NOTHING = enum.auto()
+    """No whole record: a program, or a guest that ended before it had a result."""
+    VALUE = enum.auto()
+    """The function returned."""
+    RAISED = enum.auto()
+    """The function raised."""
+    NO_MEMORY = enum.auto()
+    """The function raised MemoryError."""
+    NOT_TRANSFERABLE = enum.auto()
+    """The task, its value or its exception could not be pickled or unpickled."""
+    NOT_EXECUTED = enum.auto()
+    """The program could not be executed: not found, or not executable."""
+    STEP_FAILED = enum.auto()
+    """A step of ours before the task failed."""
+
+
+class Evidence(NamedTuple):
+    """Everything that a verdict rests on. Counters that were not measured are 0.
+
+    Args:
+        exit_code: Exit code, or minus the signal's number.
+        delivery: What came through the result descriptor.
+        is_command: A program: only its exit code tells success.
+        reason: Why we ended it, where we did.
+        oom_events: ``oom`` of ``memory.events.local``: how often this task's own limit was reached in vain.
+        oom_kills: ``oom_kill`` of ``memory.events``: victims in the guest, of nested groups too.
+        oom_kills_local: ``oom_kill`` of ``memory.events.local``: victims in the leaf itself.
+        memory_refused: A limit of ours on address space or data may have made an allocation fail.
+        cpu_limited: A CPU-time limit was asked for (and so SIGXCPU is ours).
+        file_size_limited: A file-size limit was asked for (and so SIGXFSZ is ours).
+    """
+
+    exit_code: int
+    delivery: Delivery = Delivery.NOTHING
+    is_command: bool = False
+    reason: Reason | None = None
+    oom_events: int = 0
+    oom_kills: int = 0
+    oom_kills_local: int = 0
+    memory_refused: bool = False
+    cpu_limited: bool = False
+    file_size_limited: bool = False
+
+
+_OWN_FATAL_SIGNALS = frozenset(
+    {
+        signal.SIGSEGV,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGSYS,
+        signal.SIGTRAP,
+        signal.SIGXFSZ,
+        signal.SIGXCPU,
+    }
+)
+
+
+def judge(evidence: Evidence) -> Outcome:
+    """How the task ended."""
+    if evidence.delivery is Delivery.STEP_FAILED:
+        return Outcome.SANDBOX_ERROR
+    if evidence.reason is Reason.OUTPUT:
+        return Outcome.OUTPUT_EXCEEDED  # what it wrote was cut, however it ended
+    ended_itself = evidence.exit_code >= 0
+    if evidence.reason is not None and not ended_itself:
+        return Outcome(evidence.reason.value)
+    if evidence.oom_events and evidence.oom_kills_local:
+        return Outcome.OUT_OF_MEMORY
+    if ended_itself:
+        return _judge_exit(evidence)
+    return _judge_signal(evidence)
+
+
+def _judge_exit(evidence: Evidence) -> Outcome:
+    if evidence.delivery is Delivery.NO_MEMORY and evidence.memory_refused:
+        return Outcome.OUT_OF_MEMORY
+    if evidence.exit_code == 0 and (evidence.is_command or evidence.delivery is Delivery.VALUE):
+        return Outcome.SUCCEEDED
+    return Outcome.FAILED
+
+
+def _judge_signal(evidence: Evidence) -> Outcome:
+    number = -evidence.exit_code
+    # Past the hard limit of RLIMIT_CPU the kernel sends SIGKILL, but SIGXCPU comes first.
+    if number == signal.SIGXCPU and evidence.cpu_limited:
+        return Outcome.CPU_TIME_EXCEEDED
+    return Outcome.CRASHED if number in _OWN_FATAL_SIGNALS else Outcome.KILLED
+
+
+def signal_name(exit_code: int) -> str:
+    """The name of the signal that ended a process with this exit code, such as "SIGKILL"."""
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"
+
+
+def explain(evidence: Evidence, outcome: Outcome, asked: Mapping[str, float]) -> str:  # noqa: PLR0911 - a table
+    """One sentence: what happened and, where that helps, what to do.
+
+    Args:
+        evidence: What the outcome rests on.
+        outcome: What ``judge`` said.
+        asked: The limits that were asked for, by name.
+    """
+    match outcome:
+        case Outcome.TIMED_OUT:
+            return (
+                f"wall-clock limit of {asked.get('wall_seconds', 0):g} s reached; "
+                "raise --timeout (wall_seconds) if the work needs longer"
+            )
+        case Outcome.CPU_TIME_EXCEEDED:
+            return (
+                f"CPU-time limit of {asked.get('cpu_seconds', 0):g} s used up; "
+                "raise --cpu-time (cpu_seconds) if the work needs more"
+            )
+        case Outcome.OUT_OF_MEMORY:
+            return _explain_memory(evidence, asked)
+        case Outcome.OUTPUT_EXCEEDED:
+            return (
+                f"more than {format_size(asked.get('output', 0))} written to stdout and stderr; "
+                "raise --output-limit (output) if that much is meant"
+            )
+        case Outcome.CRASHED:
+            return _explain_crash(evidence, asked)
+        case Outcome.KILLED:
+            return _explain_kill(evidence)
+        case Outcome.CANCELLED:
+            return "ended by the caller"
+        case Outcome.FAILED:
+            return _explain_failure(evidence)
+        case _:
+            return ""
+
+
+def _explain_memory(evidence: Evidence, asked: Mapping[str, float]) -> str:
+    text = f"memory limit of {format_size(asked.get('memory', 0))} reached"
+    if evidence.exit_code >= 0 and evidence.oom_kills_local:
+        text += " by a descendant, which the kernel killed"
+    elif evidence.exit_code >= 0:
+        text += ": an allocation was refused"
+    return f"{text}; raise --memory (memory) if the work needs more"
+
+
+def _explain_crash(evidence: Evidence, asked: Mapping[str, float]) -> str:
+    name = signal_name(evidence.exit_code)
+    if name == "SIGXFSZ" and evidence.file_size_limited:
+        size = format_size(asked.get("file_size", 0))
+        return f"ended by SIGXFSZ: a file grew to the limit of {size}; raise --file-size (file_size)"
+    return f"crashed with {name}"
+
+
+def _explain_kill(evidence: Evidence) -> str:
+    name = signal_name(evidence.exit_code)
+    if evidence.oom_kills_local:
+        return (
+            "killed by the OOM killer, and not for this task's own limit: an ancestor cgroup's memory.max "
+            "or the host's memory was short; run fewer tasks at a time or give them lower limits"
+        )
+    if evidence.oom_kills:
+        return f"ended by {name} after an OOM kill in a cgroup that the task made itself"
+    return f"ended by {name}, sent by itself or from outside and not by gwsandbox"
+
+
+def _explain_failure(evidence: Evidence) -> str:
+    match evidence.delivery:
+        case Delivery.RAISED | Delivery.NO_MEMORY:
+            return "the function raised"
+        case Delivery.NOT_TRANSFERABLE:
+            return "its value could not be sent back"
+        case Delivery.NOT_EXECUTED:
+            return "the program could not be executed"
+        case _ if evidence.is_command:
+            return f"exit code {evidence.exit_code}"
+        case _:
+            return f"exited with code {evidence.exit_code} before the function returned"

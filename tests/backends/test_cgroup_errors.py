@@ -1,0 +1,318 @@
+"""Every refusal that the kernel or systemd can give the cgroup backend, given for real: what is said of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import features
+import pytest
+from cli_support import HANG_AFTER, environment
+from support import Program, run_one
+
+from gwsandbox import CgroupError, Limits
+from gwsandbox.backends.cgroup import files, run_group
+from gwsandbox.backends.cgroup.backend import CgroupBackend
+from gwsandbox.backends.cgroup.delegation import DelegatedRoot, find_root
+from gwsandbox.linux import systemd_scope
+
+pytestmark = pytest.mark.cgroup2
+
+NEEDED = frozenset({"memory", "pids"})
+NO_PROCESS = 4194304  # one above the highest pid_max
+ASKS_FOR_A_SCOPE = """
+import os
+from gwsandbox import CgroupError
+from gwsandbox.linux import systemd_scope
+try:
+    systemd_scope.start_scope(os.getpid())
+except CgroupError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def group() -> Iterator[str]:
+    """A group of our own, with the controllers."""
+    features.need("delegated")
+    assert run_one("cgroup", abs, -1).success  # from here on the root gives its controllers on
+    path = f"{find_root().path}/errors"
+    os.mkdir(path)
+    yield path
+    run_group.destroy(path)
+
+
+@pytest.fixture
+def threaded(group: str) -> str:
+    """A group that is not for whole processes."""
+    path = f"{group}/threaded"
+    os.mkdir(path)
+    put(path, "cgroup.type", "threaded")
+    return path
+
+
+def put(path: str, name: str, value: str) -> None:
+    Path(path, name).write_text(value, encoding="ascii")
+
+
+@pytest.fixture
+def folder(group: str) -> Iterator[int]:
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def ends(error: CgroupError, number: int) -> bool:
+    assert error.errno == number
+    return str(error).endswith(f": {os.strerror(number)} [errno {number}]")
+
+
+# --- the kernel ------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_the_kernel_refuses(group: str, folder: int) -> None:
+    with pytest.raises(CgroupError) as caught:
+        files.write("pids.max", "8388608", folder, "write limit", group)
+    assert str(caught.value).startswith(f"write limit: {group}/pids.max ('8388608'): ")
+    assert ends(caught.value, errno.EINVAL)
+
+
+def test_a_file_that_cannot_be_written(group: str, folder: int) -> None:
+    with pytest.raises(CgroupError) as caught:
+        files.write("cgroup.events", "1", folder, "kill", group)
+    assert str(caught.value).startswith(f"kill: {group}/cgroup.events ('1'): ")
+    # An ordinary user may not open it; root may, but not write.
+    assert ends(caught.value, errno.EACCES if os.geteuid() else errno.EINVAL)
+
+
+def test_no_room_for_a_run_group(group: str) -> None:
+    put(group, "cgroup.max.descendants", "0")
+    with pytest.raises(CgroupError, match=f"open run group: {group}/gwsandbox-") as caught:
+        CgroupBackend(DelegatedRoot(group, NEEDED)).prepare(os.getpid())
+    assert ends(caught.value, errno.EAGAIN)
+
+
+def test_no_room_for_a_leaf(group: str) -> None:
+    backend = CgroupBackend(DelegatedRoot(group, NEEDED))
+    backend.prepare(os.getpid())
+    put(group, "cgroup.max.descendants", "1")
+    with pytest.raises(CgroupError, match=f"open leaf: {group}/gwsandbox-.*/task-1") as caught:
+        backend.open(Limits(memory="1GiB"))
+    assert ends(caught.value, errno.EAGAIN)
+    backend.destroy()
+
+
+def test_a_leaf_whose_limits_the_kernel_refuses_leaves_nothing(group: str) -> None:
+    backend = CgroupBackend(DelegatedRoot(group, NEEDED))
+    backend.prepare(os.getpid())
+    limits = Limits()
+    object.__setattr__(limits, "pids", 8388608)  # which a user's would refuse
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(CgroupError, match=f"write limit: {group}/gwsandbox-.*/task-1/pids.max"):
+        backend.open(limits)
+    assert os.listdir("/proc/self/fd") == before
+    assert not list(Path(group).glob("*/task-1"))
+    backend.destroy()
+
+
+def test_a_leaf_that_somebody_else_removed(group: str) -> None:
+    backend = CgroupBackend(DelegatedRoot(group, NEEDED))
+    backend.prepare(os.getpid())
+    leaf = backend.open(Limits())
+    os.rmdir(leaf.path)
+    with pytest.raises(CgroupError, match=f"remove leaf: {leaf.path}") as caught:
+        leaf.close()
+    assert ends(caught.value, errno.ENOENT)
+    backend.destroy()
+
+
+def test_controllers_that_are_not_there(group: str) -> None:
+    inner = f"{group}/inner"
+    os.mkdir(inner)
+    with pytest.raises(CgroupError) as caught:
+        run_group.open_run_group(DelegatedRoot(inner, NEEDED))
+    assert str(caught.value).startswith(f"enable controllers: {inner}/cgroup.subtree_control ('+memory +pids'): ")
+    assert ends(caught.value, errno.ENOENT)
+
+
+def test_a_process_that_cannot_step_aside(group: str, threaded: str, folder: int) -> None:
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+        with pytest.raises(CgroupError) as caught:
+            run_group._move_processes(folder, group)
+        assert str(caught.value).startswith(f"step aside: {group}/supervisor/cgroup.procs ('{program.pid}'): ")
+        assert ends(caught.value, errno.EOPNOTSUPP)
+
+
+def test_a_group_that_cannot_be_killed(threaded: str) -> None:
+    fd = os.open(threaded, os.O_RDONLY | os.O_DIRECTORY)
+    has_kill = os.path.exists(f"{threaded}/cgroup.kill")  # since Linux 5.14
+    with pytest.raises(CgroupError) as caught:
+        run_group.kill(fd, threaded)
+    os.close(fd)
+    file = "cgroup.kill ('1')" if has_kill else "cgroup.procs"
+    assert str(caught.value).startswith(f"kill: {threaded}/{file}: ")
+    assert ends(caught.value, errno.EOPNOTSUPP)
+
+
+def test_what_lives_in_a_threaded_group_is_killed_from_above(group: str, threaded: str, folder: int) -> None:
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+        put(threaded, "cgroup.threads", str(program.pid))
+        run_group.kill(folder, group)
+        assert program.wait() == -signal.SIGKILL
+
+
+def test_a_group_in_which_something_lives(group: str) -> None:
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+        with pytest.raises(CgroupError, match=f"remove cgroup: {group}") as caught:
+            run_group.remove(group)
+        assert ends(caught.value, errno.EBUSY)
+
+
+# --- systemd, which removes the groups of a scope that has ended, while we do ----------------------------
+
+
+def test_a_group_that_is_gone_before_it_is_removed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmdir = os.rmdir
+
+    def busy_and_then_empty(path: str) -> None:
+        try:
+            rmdir(path)
+        except OSError:
+            rmdir(f"{path}/below")
+            raise
+
+    monkeypatch.setattr(os, "rmdir", busy_and_then_empty)
+    os.makedirs(f"{group}/outer/below")
+    run_group.remove(f"{group}/outer")
+    assert not os.path.exists(f"{group}/outer")
+    run_group.remove(f"{group}/outer")
+    run_group.destroy(f"{group}/outer")
+
+
+def test_a_group_that_is_gone_before_it_is_read(group: str, folder: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.read
+
+    def gone_when_read(fd: int, size: int) -> bytes:
+        os.rmdir(group)
+        return read(fd, size)
+
+    monkeypatch.setattr(os, "read", gone_when_read)
+    assert not run_group.is_populated(folder)
+    assert not os.path.exists(group)
+
+
+def test_a_group_below_that_is_gone_before_its_processes_are_read(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.14; a guest, too, may remove its groups."""
+
+    def gone_when_opened(path: str, **options: str) -> IO[str]:
+        file: IO[str] = open(path, encoding="ascii")  # noqa: SIM115 - closed by whom we give it to
+        os.rmdir(os.path.dirname(path))
+        return file
+
+    monkeypatch.setattr(run_group, "open", gone_when_opened, raising=False)
+    os.mkdir(f"{group}/below")
+    assert run_group._processes(f"{group}/below", group) == []
+    assert not os.path.exists(f"{group}/below")
+
+
+def test_a_group_that_is_gone_before_it_is_killed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+
+        def gone_when_written(fd: int, data: bytes) -> int:
+            program.process.kill()
+            program.wait()
+            while os.path.exists(group):
+                with contextlib.suppress(OSError):  # EBUSY until the dead has left it
+                    os.rmdir(group)
+            return write(fd, data)
+
+        monkeypatch.setattr(os, "write", gone_when_written)
+        run_group.destroy(group)
+    assert not os.path.exists(group)
+
+
+# --- systemd ---------------------------------------------------------------------------------------------
+
+has_systemd = pytest.mark.skipif(systemd_scope.why_none() is not None, reason="no systemd to ask")
+
+
+def refused_scope(*before: str, env: dict[str, str] | None = None, options: tuple[str, ...] = ()) -> str:
+    """What is said when no scope is to be had."""
+    done = subprocess.run(
+        [*before, sys.executable, *options, "-c", ASKS_FOR_A_SCOPE],
+        env=env or environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG_AFTER,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.rstrip("\n")
+
+
+@has_systemd
+def test_systemd_refuses() -> None:
+    with pytest.raises(CgroupError) as caught:
+        systemd_scope.start_scope(NO_PROCESS)
+    assert caught.value.step.startswith("start scope: systemd said org.freedesktop.")
+    assert caught.value.path == systemd_scope.bus_path()
+    assert caught.value.value.startswith(f"gwsandbox-{os.getpid()}-{NO_PROCESS}-")
+    assert caught.value.remedy == "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
+
+
+@pytest.mark.vm
+def test_a_scope_whose_job_fails() -> None:
+    """For the slice that it is to be in cannot be started."""
+    drop_in = Path("/run/systemd/system/gwsandbox.slice.d/test.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Unit]\nAssertPathExists=/none-such\n", encoding="ascii")
+    try:
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+        subprocess.run(["systemctl", "stop", "gwsandbox.slice"], check=True)
+        assert refused_scope().startswith("start scope: its job ended as 'dependency': /run/dbus/system_bus_socket (")
+    finally:
+        shutil.rmtree(drop_in.parent)
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+@pytest.mark.vm
+def test_a_bus_that_nobody_listens_on(tmp_path: Path) -> None:
+    dead = tmp_path / "bus"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(dead))
+    hide = f'mount --bind {dead} /run/dbus/system_bus_socket; exec "$@"'
+    text = refused_scope("unshare", "--mount", "sh", "-ec", hide, "sh")
+    assert text.startswith("start scope: [Errno 111] Connection refused: /run/dbus/system_bus_socket ('gwsandbox-")
+    assert text.endswith("; see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND")
+
+
+@has_systemd
+def test_without_jeepney(tmp_path: Path) -> None:
+    """In an environment that has everything else."""
+    for folder in map(Path, filter(None, sys.path)):
+        if folder.name == "site-packages":
+            for entry in folder.iterdir():
+                if not entry.name.startswith("jeepney") and not (tmp_path / entry.name).exists():
+                    (tmp_path / entry.name).symlink_to(entry)
+    ours = str(Path(systemd_scope.__file__).parents[2])
+    text = refused_scope(env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ours}"}, options=("-S",))
+    assert text.startswith("start scope: jeepney is missing ('gwsandbox-")
+    assert text.endswith("; pip install jeepney")

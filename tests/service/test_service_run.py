@@ -1,0 +1,442 @@
+"""``gwsandbox serve`` as a process, over real folders: every file ends in one place, whatever is done to it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from spools import COMMAND, FUNCTION, ServiceProcess, SpoolFolder, serving, wait_for_lock
+from support import BEAT, SLOW, BackendName, Watched, times
+
+from gwsandbox.linux import procfs
+
+LIMITS = '[limits]\nmemory = "300MiB"\n'
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> SpoolFolder:
+    return SpoolFolder(tmp_path)
+
+
+def report(spool: SpoolFolder, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((spool.root / "quarantine" / f"{name}.report.json").read_text())
+    return found
+
+
+# --- the way of a file -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("worker", [FUNCTION, COMMAND], ids=["function", "command"])
+def test_each_ends_where_it_should(spool: SpoolFolder, backend: BackendName, worker: str) -> None:
+    spool.configure(worker, top=f'backend = "{backend}"', tables=f"{LIMITS}wall_seconds = {BEAT}")
+    bad = {
+        "oom": ["OUT_OF_MEMORY"] * 3 if worker is FUNCTION or backend == "cgroup" else ["FAILED"],
+        "hang": ["TIMED_OUT"] * 3,
+        "crash": ["CRASHED"] * 3,
+        "exit": ["FAILED"],
+        "raise": ["FAILED"],
+        "nothing": ["FAILED"],
+        "link": ["FAILED"],
+        "folder": ["FAILED"],
+        "pair": ["FAILED"],
+    }
+    spool.put("before.txt", "was there before")
+    for word in bad:
+        spool.put(f"{word}.pdf", word)
+    with serving(spool) as service:
+        spool.put("after.txt", "came later")
+        spool.put("litter", "litter and more")
+        spool.wait_until(spool.is_quiet)
+        service.wait_for("STATUS=0 in work, 0 to take, 0 to try again")
+    assert spool.results() == {
+        "done": {"before.txt", "after.txt", "litter"},
+        "quarantine": {f"{word}.pdf" for word in bad},
+    }
+    assert (spool.root / "done" / "before.txt").read_text() == "WAS THERE BEFORE"
+    assert {word: spool.outcomes(f"{word}.pdf") for word in bad} == bad
+    assert spool.outcomes("after.txt") == ["SUCCEEDED"]
+    assert {state for (state,) in spool.rows("SELECT state FROM jobs")} == {"DONE", "QUARANTINED"}
+    for word in bad:
+        assert (spool.root / "quarantine" / f"{word}.pdf").read_text() == word
+    told = report(spool, "raise.pdf")
+    assert "not a good file \\udcff\\x1b[31m" in str(told["detail"] if worker is FUNCTION else told["stderr"])
+    assert report(spool, "hang.pdf")["timed_out"]
+    assert len(report(spool, "crash.pdf")["attempts"]) == 3  # type: ignore[arg-type]
+    enforcement = report(spool, "hang.pdf")["enforcement"]
+    assert isinstance(enforcement, dict)
+    assert enforcement["backend"] == backend
+    assert os.listdir(spool.root / "work" / "trash") == []
+
+
+def test_names_from_strangers(spool: SpoolFolder) -> None:
+    spool.configure()
+    names = [
+        "-rf",
+        "two\nlines.pdf",
+        os.fsdecode(b"not utf-8 \xff\xfe.doc"),
+        "x" * 255,
+        "ä" * 127,
+        "{output}",
+        "$(reboot); `reboot` %s %n",
+        " ",
+        "a.report.json",
+        "~1",
+        "input.pdf",
+        "\x1b[31mred",
+    ]
+    for name in names:
+        spool.put(name, "content")
+        spool.put(f"{name[:100]}-bad", "raise")
+    with serving(spool) as service:
+        spool.wait_until(spool.is_quiet)
+        assert "\x1b" not in service.told()
+    assert spool.names("done") == set(names)
+    rejected = spool.results()["quarantine"]
+    assert len(rejected) == len(names) == len({os.fsencode(name) for name in rejected})
+    assert all(spool.outcomes(name) == ["SUCCEEDED"] for name in names)
+    for name in rejected:
+        assert report(spool, name)["outcome"] == "FAILED"
+
+
+def test_what_is_no_plain_file_is_refused_and_not_followed(spool: SpoolFolder, tmp_path: Path) -> None:
+    spool.configure()
+    incoming = spool.root / "incoming"
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (incoming / "link").symlink_to(secret)
+    (incoming / "loop").symlink_to("loop")
+    os.mkfifo(incoming / "fifo")
+    os.link(secret, incoming / "hard")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(incoming / "socket"))
+    (incoming / "folder").mkdir()
+    (incoming / "folder" / "inside").touch()
+    (incoming / ".hidden").touch()
+    (incoming / "unfinished.part").touch()
+    with serving(spool):
+        spool.wait_until(lambda: len(spool.names("quarantine")) == 10)
+        os.mkfifo(incoming / "late fifo")
+        (incoming / "late link").symlink_to(secret)
+        spool.wait_until(lambda: len(spool.names("quarantine")) == 14)
+    assert spool.names("done") == set()
+    assert spool.names("incoming") == {"folder", "unfinished.part"}
+    assert spool.outcomes("hard") == ["REFUSED"]
+    assert "2 names" in str(report(spool, "hard")["detail"])
+    assert (spool.root / "quarantine" / "link").is_symlink()
+    assert secret.read_text() == "secret"
+
+
+def test_a_file_is_not_taken_while_it_is_written(spool: SpoolFolder) -> None:
+    spool.configure()
+    with serving(spool), (spool.root / "incoming" / "big").open("w") as file:
+        file.write("first")
+        file.flush()
+        spool.put("other", "content")
+        spool.wait_until(lambda: spool.names("done") == {"other"})
+        file.write(" and second")
+        file.close()
+        spool.wait_until(lambda: spool.names("done") == {"other", "big"})
+    assert (spool.root / "done" / "big").read_text() == "FIRST AND SECOND"
+
+
+def test_guests_hold_nothing_of_the_service(spool: SpoolFolder, backend: BackendName) -> None:
+    spool.configure(top=f'backend = "{backend}"')
+    spool.put("a", "environment")
+    with serving(spool, env={"WATCHDOG_USEC": "60000000"}):
+        spool.wait_until(spool.is_quiet)
+    cwd, tmpdir, variables, wakeup, *descriptors = ast.literal_eval((spool.root / "seen").read_text())
+    assert cwd == tmpdir == str(spool.root / "work" / "1" / "try")
+    assert variables == []
+    assert wakeup == -1
+    files = [path for path in descriptors if str(spool.root) in path and not path.endswith(("/seen", "/log"))]
+    assert files == []
+    assert not any("inotify" in path for path in descriptors)
+
+
+def test_input_that_the_worker_removes(spool: SpoolFolder) -> None:
+    spool.configure()
+    spool.put("a", "eat-input")
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert spool.results() == {"done": {"a"}, "quarantine": set()}
+
+
+def test_a_guest_that_kills_its_supervisor(spool: SpoolFolder, backend: BackendName) -> None:
+    """It takes others with it, but no file is tried for ever, and the service goes on."""
+    spool.configure(top=f'workers = 1\ninterruptions = 2\nbackend = "{backend}"')
+    spool.put("bad", "kill-parent")
+    spool.put("good", "content")
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+        spool.put("later", "content")
+        spool.wait_until(spool.is_quiet)
+    assert spool.results() == {"done": {"good", "later"}, "quarantine": {"bad"}}
+    assert spool.outcomes("bad") == ["SANDBOX_ERROR"] * 2
+
+
+def test_the_service_ends_when_no_sandbox_works(spool: SpoolFolder) -> None:
+    """Rather than put everything into quarantine for no fault of its own."""
+    spool.configure(top='workers = 1\nbackend = "rlimit"', tables="[limits]\nopen_files = 0\n")
+    for n in range(20):
+        spool.put(f"{n}", "kill-parent")
+    with ServiceProcess(spool) as service:
+        assert service.wait() == 125
+        assert "failed 5 times in a row; see gwsandbox doctor" in service.told()
+    assert spool.results()["quarantine"] == set()
+    assert len(spool.names("incoming")) + len(spool.names("work")) == 20
+
+
+# --- stopping, killing -----------------------------------------------------------------------------------
+
+
+def test_drain(spool: SpoolFolder) -> None:
+    """What runs may end, what takes too long goes back, and nothing else is taken."""
+    spool.configure(top=f"workers = 2\ndrain_seconds = {3 * BEAT}")
+    with ServiceProcess(spool) as service:
+        spool.put("slow", "slow")
+        spool.put("hang", "hang")
+        spool.wait_until(lambda: len(spool.names("work")) == 2)
+        spool.put("never", "content")
+        service.signal(signal.SIGTERM)
+        message = service.wait_for("STOPPING=1")
+        assert f"EXTEND_TIMEOUT_USEC={int((3 * BEAT + 30) * 1e6)}" in message
+        spool.put("later", "content")
+        assert service.wait() == 0
+    assert spool.results() == {"done": {"slow"}, "quarantine": set()}
+    assert spool.names("incoming") == {"hang", "never", "later"}
+    assert spool.names("work") == set()
+    assert spool.outcomes("hang") == ["CANCELLED"]
+    spool.configure(tables=f"[limits]\nwall_seconds = {0.5 * BEAT}")
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert spool.outcomes("hang") == ["CANCELLED", "TIMED_OUT", "TIMED_OUT", "TIMED_OUT"]
+
+
+def test_second_signal_does_not_wait(spool: SpoolFolder) -> None:
+    spool.configure(top="drain_seconds = 3000")
+    with ServiceProcess(spool) as service:
+        spool.put("hang", "hang")
+        spool.wait_until(lambda: len(spool.names("work")) == 1)
+        service.signal(signal.SIGINT)
+        service.wait_for("STOPPING=1")
+        service.signal(signal.SIGINT)
+        assert service.wait() == 0
+    assert spool.names("incoming") == {"hang"}
+
+
+def test_what_waits_for_another_attempt_goes_back_too(spool: SpoolFolder) -> None:
+    spool.configure(top="retry_delay_seconds = 3000")
+    spool.put("crash", "crash")
+    with serving(spool) as service:
+        service.wait_for("STATUS=0 in work, 0 to take, 1 to try again")
+    assert spool.names("incoming") == {"crash"}
+    with serving(spool) as service:
+        service.wait_for("STATUS=0 in work, 0 to take, 1 to try again")
+    spool.configure()
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert spool.outcomes("crash") == ["CRASHED"] * 3
+
+
+@pytest.mark.parametrize("worker", [FUNCTION, COMMAND], ids=["function", "command"])
+def test_killed_again_and_again(spool: SpoolFolder, backend: BackendName, worker: str) -> None:
+    spool.configure(worker, top=f'backend = "{backend}"\ninterruptions = 1000')
+    number = times(60, at_least=20)
+    for n in range(number):
+        spool.put(f"{n}.txt", f"content {n}" if n % 5 else "raise")
+    rounds = 0
+    while not spool.is_quiet():
+        rounds += 1
+        with ServiceProcess(spool) as service:
+            settled = len(spool.names("done")) + len(spool.names("quarantine"))
+            spool.wait_until(
+                lambda before=settled: (  # type: ignore[misc]
+                    spool.is_quiet() or len(spool.names("done")) + len(spool.names("quarantine")) >= before + 4
+                )
+            )
+            service.kill()
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert rounds > 3
+    assert spool.results() == {
+        "done": {f"{n}.txt" for n in range(number) if n % 5},
+        "quarantine": {f"{n}.txt" for n in range(number) if n % 5 == 0},
+    }
+    for n in range(number):
+        outcomes = spool.outcomes(f"{n}.txt")
+        assert outcomes.count("SUCCEEDED" if n % 5 else "FAILED") == 1
+        assert set(outcomes) <= {"SUCCEEDED", "FAILED", "INTERRUPTED"}
+        if n % 5:
+            assert (spool.root / "done" / f"{n}.txt").read_text() == f"CONTENT {n}"
+
+
+def test_a_file_that_kills_the_service_is_not_tried_for_ever(spool: SpoolFolder) -> None:
+    spool.configure(top="interruptions = 3")
+    spool.put("hang", "hang")
+    for _ in range(3):
+        with ServiceProcess(spool) as service:
+            spool.wait_until(lambda: len(spool.names("work")) == 1)
+            service.wait_for("STATUS=1 in work")
+            service.kill()
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert spool.outcomes("hang") == ["INTERRUPTED"] * 3
+    assert spool.results()["quarantine"] == {"hang"}
+
+
+def test_nothing_lives_on_when_the_service_is_killed(spool: SpoolFolder, backend: BackendName) -> None:
+    spool.configure(top=f'backend = "{backend}"')
+    spool.put("hang", "hang")
+    with ServiceProcess(spool) as service:
+        service.wait_for("STATUS=1 in work")
+        with Watched(*list(procfs.tree(service.process.pid))[1:]) as descendants:
+            service.kill()
+            assert descendants.living_after(20 * SLOW) == set()
+        wait_for_lock(spool.root)
+
+
+def test_one_service_per_spool(spool: SpoolFolder, tmp_path: Path) -> None:
+    spool.configure()
+    with serving(spool):
+        command = [sys.executable, "-m", "gwsandbox", "serve", str(spool.config)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        second = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert second.returncode == 125
+    assert "another gwsandbox serve works on this spool" in second.stderr
+
+
+# --- configuration ---------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_told_before_anything_starts(spool: SpoolFolder) -> None:
+    spool.configure(top='memmory = "x"\nworkers = -2')
+    with ServiceProcess(spool, ready=False) as service:
+        assert service.wait() == 125
+    lines = service.told().splitlines()
+    assert len(lines) == 2
+    assert f"{spool.config}:5: workers: must be a whole number" in service.told()
+    assert f"{spool.config}:6: memmory is not known" in service.told()
+    assert not spool.ledger.exists()
+
+
+def test_check(spool: SpoolFolder) -> None:
+    command = [sys.executable, "-m", "gwsandbox", "serve", "--check", str(spool.configure())]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run(command, check=False, env=env).returncode == 0
+    spool.configure(top="workers = -2")
+    assert subprocess.run(command, check=False, env=env, stderr=subprocess.DEVNULL).returncode == 125
+    assert not spool.ledger.exists()
+
+
+def test_reload(spool: SpoolFolder) -> None:
+    """New limits hold for what is taken then; what runs keeps its own."""
+    spool.configure(top="workers = 2", tables="[limits]\nwall_seconds = 1000")
+    with serving(spool) as service:
+        spool.put("before", "hang")
+        service.wait_for("STATUS=1 in work")
+        spool.configure(top="workers = 2\nattempts = 1", tables=f"[limits]\nwall_seconds = {0.5 * BEAT}")
+        service.signal(signal.SIGHUP)
+        assert "MONOTONIC_USEC=" in service.wait_for("RELOADING=1")
+        service.wait_for("READY=1")
+        spool.put("after", "hang")
+        spool.wait_until(lambda: "after" in spool.names("quarantine"))
+        assert spool.outcomes("after") == ["TIMED_OUT"]
+        assert spool.outcomes("before") == [None]
+        limits = dict(spool.rows("SELECT CAST(name AS TEXT), limits FROM attempts JOIN jobs ON job = id"))
+        assert json.loads(limits["before"])["wall_seconds"] == 1000
+        assert json.loads(limits["after"])["wall_seconds"] == 0.5 * BEAT
+        service.signal(signal.SIGTERM)
+        service.wait_for("STOPPING=1")  # or the second may come while the first is pending, and be the same
+        service.signal(signal.SIGTERM)
+        service.wait()
+
+
+def test_bad_reload_is_refused_as_a_whole(spool: SpoolFolder) -> None:
+    spool.configure()
+    with serving(spool) as service:
+        spool.configure(top=f'workers = 1\nattempts = -1\nledger = "{spool.root}/other"', tables="[limits]\nmemry = 1")
+        service.signal(signal.SIGHUP)
+        service.wait_for("RELOADING=1")
+        service.wait_for("READY=1")
+        assert f"<3>{spool.config}:6: attempts: must be a whole number" in service.told()
+        assert f"<3>{spool.config}:14: limits.memry is not known; is it memory?" in service.told()
+        assert "stays as it was" in service.told()
+        spool.put("crash", "crash")
+        spool.wait_until(spool.is_quiet)
+    assert spool.outcomes("crash") == ["CRASHED"] * 3
+
+
+def test_reload_to_another_worker(spool: SpoolFolder) -> None:
+    spool.configure(FUNCTION)
+    with serving(spool) as service:
+        spool.put("slow", "slow by the function")
+        service.wait_for("STATUS=1 in work")
+        spool.configure('command = ["cp", "{input}", "{output}"]\noutput_suffix = ".copy"', top="workers = 1")
+        service.signal(signal.SIGHUP)
+        service.wait_for("READY=1")
+        for n in range(3):
+            spool.put(f"{n}.txt", "by the program")
+        spool.wait_until(spool.is_quiet)
+    assert spool.names("done") == {"slow", "0.copy", "1.copy", "2.copy"}
+    assert (spool.root / "done" / "slow").read_text() == "SLOW BY THE FUNCTION"
+    assert (spool.root / "done" / "0.copy").read_text() == "by the program"
+
+
+def test_no_file_is_taken_while_memory_is_short(spool: SpoolFolder) -> None:
+    spool.configure(top='memory_reserve = "1PiB"')
+    spool.put("a", "content")
+    with serving(spool) as service:
+        service.wait_for("STATUS=0 in work, 1 to take, 0 to try again, memory is short: no file is taken")
+        assert spool.names("incoming") == {"a"}
+        spool.configure()
+        service.signal(signal.SIGHUP)
+        spool.wait_until(spool.is_quiet)
+    assert spool.names("done") == {"a"}
+
+
+def test_metrics_port(spool: SpoolFolder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
+    textfile = spool.root / "x.prom"
+    spool.configure(tables=f'[metrics]\nport = {free}\ntextfile = "{textfile}"\n')
+    spool.put("a", "content")
+    spool.put("b", "raise")
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+        with urllib.request.urlopen(f"http://127.0.0.1:{free}/metrics", timeout=60) as answer:
+            page = answer.read().decode()
+    for line in ('gwsandbox_files_total{end="done"} 1.0', 'gwsandbox_attempts_total{outcome="FAILED"} 1.0'):
+        assert line in page
+    assert "gwsandbox_memory_short 0.0" in page
+    assert "gwsandbox_running 0.0" in textfile.read_text()
+
+
+def test_watchdog_is_told_while_work_goes_on(spool: SpoolFolder) -> None:
+    spool.configure()
+    with serving(spool, env={"WATCHDOG_USEC": "200000"}) as service:
+        spool.put("slow", "slow")
+        service.wait_for("STATUS=1 in work")
+        for _ in range(3):
+            service.wait_for("WATCHDOG=1")
+        service.signal(signal.SIGSTOP)
+        try:
+            service._socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:  # what it said before
+                    service._socket.recv(65536)
+            service._socket.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                service._socket.recv(65536)
+        finally:
+            service.signal(signal.SIGCONT)
+            service._socket.settimeout(None)
+        service.wait_for("WATCHDOG=1")

@@ -1,0 +1,388 @@
+"""The way of a file through the spool: killed before any step of it, the next start loses and doubles nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from spools import SpoolFolder
+
+from gwsandbox import SandboxError
+from gwsandbox.linux import syscalls
+from gwsandbox.service.config.config import Folders
+from gwsandbox.service.spool import files
+from gwsandbox.service.spool.job_database import Ending, Job, Ledger, State
+from gwsandbox.service.spool.spool import NoOutput, Spool
+
+KILLED = 77
+SUCCEEDED, OOM, CANCELLED = Ending(outcome="SUCCEEDED"), Ending(outcome="OUT_OF_MEMORY"), Ending(outcome="CANCELLED")
+NAME = os.fsdecode(b"-x \xff\n.pdf")
+
+
+@contextlib.contextmanager
+def opened(folder: SpoolFolder) -> Iterator[tuple[Spool, Ledger]]:
+    paths = {name: str(folder.root / name) for name in ("incoming", "work", "done", "quarantine")}
+    files.prepare(paths)
+    with contextlib.closing(Ledger(str(folder.ledger))) as ledger:
+        yield Spool(Folders(**paths), ledger), ledger
+
+
+def work(spool: Spool, job: Job) -> None:
+    """What a guest does."""
+    paths = spool.give_to_guest(job)
+    Path(paths.output).write_bytes(Path(paths.source).read_bytes().upper())
+
+
+# --- the ways a file can go ------------------------------------------------------------------------------
+
+
+def to_done(spool: Spool) -> None:
+    job = spool.take(NAME, {})
+    work(spool, job)
+    spool.publish(job, SUCCEEDED)
+
+
+def to_quarantine(spool: Spool) -> None:
+    job = spool.take(NAME, {})
+    work(spool, job)
+    spool.reject(job, OOM, {"why": "it is bad"})
+
+
+def to_done_at_the_second_try(spool: Spool) -> None:
+    job = spool.take(NAME, {})
+    work(spool, job)
+    spool.wait(job, OOM)
+    spool.try_again(job, {})
+    work(spool, job)
+    spool.publish(job, SUCCEEDED)
+
+
+def back_and_then_to_done(spool: Spool) -> None:
+    job = spool.take(NAME, {})
+    work(spool, job)
+    spool.give_back(job, CANCELLED)
+    to_done(spool)
+
+
+def waits_and_goes_back(spool: Spool) -> None:
+    job = spool.take(NAME, {})
+    spool.wait(job, OOM)
+    spool.give_back(job)
+
+
+WAYS = [to_done, to_quarantine, to_done_at_the_second_try, back_and_then_to_done, waits_and_goes_back]
+
+
+def die_before_step(number: int) -> None:
+    """Let this process be killed before it does the step of this number, of all that others can see."""
+    left = [number]
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(KILLED)
+            return function(*args, **kwargs)
+
+        return step
+
+    for module, names in (
+        (syscalls, ["renameat2"]),
+        (os, ["mkdir", "rename", "unlink", "rmdir", "fsync", "chmod", "open"]),
+    ):
+        for name in names:
+            setattr(module, name, counted(getattr(module, name)))
+
+    class Connection(sqlite3.Connection):
+        execute = counted(sqlite3.Connection.execute)
+
+    connect = sqlite3.connect
+    sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs)  # type: ignore[assignment]
+
+
+def run_and_die(folder: SpoolFolder, way: Callable[[Spool], None], step: int) -> bool:
+    """Whether it was killed; else it came to its end before."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            die_before_step(step)
+            with opened(folder) as (spool, _):
+                way(spool)
+                code = 0
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in {0, KILLED}
+    return code == KILLED
+
+
+def finish(folder: SpoolFolder) -> None:
+    """What the next start does, until nothing is left to do."""
+    with opened(folder) as (spool, _):
+        found = spool.recover()
+        for job in found.interrupted:
+            spool.wait(job, Ending(outcome="INTERRUPTED"))
+        for job in [*found.waiting, *found.interrupted]:
+            spool.try_again(job, {})
+            work(spool, job)
+            spool.publish(job, SUCCEEDED)
+        for name in folder.names("incoming"):
+            job = spool.take(name, {})
+            work(spool, job)
+            spool.publish(job, SUCCEEDED)
+        while not spool.trash.is_empty:
+            spool.trash.empty(1)
+
+
+def check(folder: SpoolFolder, told: str) -> None:
+    done = [path.read_bytes() for path in (folder.root / "done").iterdir() if not path.name.startswith(".")]
+    rejected = [path for path in (folder.root / "quarantine").iterdir() if not path.name.endswith(".report.json")]
+    assert len(done) + len(rejected) == 1, f"{told}: {folder.tree()}"
+    assert done in ([], [b"CONTENT"]), told
+    for path in rejected:
+        assert path.read_bytes() == b"content"
+        assert path.with_name(f"{path.name}.report.json").exists(), f"{told}: {folder.tree()}"
+    assert folder.names("incoming") == folder.names("work") == set(), f"{told}: {folder.tree()}"
+    assert os.listdir(folder.root / "work" / "trash") == []
+    states = {state for (state,) in folder.rows("SELECT state FROM jobs")}
+    assert states <= {"DONE", "QUARANTINED"}, f"{told}: {states}"
+    rows = folder.rows("SELECT outcome FROM attempts ORDER BY job, number")
+    assert rows, told
+    assert all(outcome is not None for (outcome,) in rows), f"{told}: {rows}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_before_any_step(tmp_path: Path, way: Callable[[Spool], None]) -> None:
+    was_killed, step = True, 0
+    while was_killed:
+        step += 1
+        root = tmp_path / str(step)
+        root.mkdir()
+        folder = SpoolFolder(root)
+        folder.put(NAME, "content")
+        was_killed = run_and_die(folder, way, step)
+        finish(folder)
+        check(folder, f"{way.__name__} killed before step {step}")
+    assert step > 40  # so many there are at least
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_again_while_it_recovers(tmp_path: Path, way: Callable[[Spool], None]) -> None:
+    def recover(spool: Spool) -> None:
+        for job in spool.recover().interrupted:
+            spool.wait(job, Ending(outcome="INTERRUPTED"))
+
+    for step in range(30, 90, 12):
+        for again in range(20, 60, 10):
+            root = tmp_path / f"{step}-{again}"
+            root.mkdir()
+            folder = SpoolFolder(root)
+            folder.put(NAME, "content")
+            run_and_die(folder, way, step)
+            run_and_die(folder, recover, again)
+            finish(folder)
+            check(folder, f"{way.__name__} killed before step {step}, and its recovery before {again}")
+
+
+# --- one by one ------------------------------------------------------------------------------------------
+
+
+def test_same_names_are_kept_apart(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    with opened(folder) as (spool, _):
+        for _ in range(3):
+            folder.put("a.pdf", "content")
+            job = spool.take("a.pdf", {})
+            work(spool, job)
+            spool.publish(job, SUCCEEDED)
+        for name in ("b", "b.report.json", "b"):
+            folder.put(name, "content")
+            spool.reject(spool.take(name, {}), OOM, {})
+    assert folder.names("done") == {"a.pdf", "a~2.pdf", "a~3.pdf"}
+    assert folder.names("quarantine") == {
+        *("b", "b.report.json"),
+        *("b.report~5.json", "b.report~5.json.report.json"),
+        *("b~6", "b~6.report.json"),
+    }
+
+
+def test_output_suffix_and_longest_names(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    long = "ä" * 125 + ".docx"
+    with opened(folder) as (spool, _):
+        spool.output_suffix = ".pdf"
+        for name in ("a.docx", long):
+            folder.put(name, "content")
+            job = spool.take(name, {})
+            spool.output_suffix = ".txt"  # as after a reload: what was taken before keeps its name
+            work(spool, job)
+            spool.publish(job, SUCCEEDED)
+            spool.output_suffix = ".pdf"
+        folder.put(long, "content")
+        job = spool.take(long, {})
+        spool.reject(job, OOM, {})
+    assert folder.names("done") == {"a.pdf", "ä" * 125 + ".pdf"}
+    rejected = next(name for name in folder.names("quarantine") if name.endswith("~3.docx"))
+    assert f"{rejected}.report.json" in folder.names("quarantine")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "link", "folder", "two names", "pipe"])
+def test_output_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "content")
+    with opened(folder) as (spool, ledger):
+        job = spool.take("a", {})
+        output = spool.give_to_guest(job).output
+        match kind:
+            case "link":
+                os.symlink("/etc/passwd", output)
+            case "folder":
+                os.mkdir(output)
+            case "pipe":
+                os.mkfifo(output)
+            case "two names":
+                Path(f"{output}.2").touch()
+                os.link(f"{output}.2", output)
+        with pytest.raises(NoOutput):
+            spool.publish(job, SUCCEEDED)
+        assert job.state is State.RUNNING
+        spool.reject(job, OOM, {})
+        assert ledger.unfinished() == []
+    assert folder.results() == {"done": set(), "quarantine": {"a"}}
+
+
+def test_output_gets_plain_permissions(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "content")
+    with opened(folder) as (spool, _):
+        job = spool.take("a", {})
+        work(spool, job)
+        os.chmod(spool.give_to_guest.__self__._output(job), 0o4777)  # type: ignore[attr-defined]
+        before = os.umask(0o027)
+        try:
+            spool.publish(job, SUCCEEDED)
+        finally:
+            os.umask(before)
+    assert (tmp_path / "done" / "a").stat().st_mode & 0o7777 == 0o640
+
+
+def test_a_file_given_back_keeps_its_attempts(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "content")
+    with opened(folder) as (spool, ledger):
+        job = spool.take("a", {})
+        spool.wait(job, OOM)
+        spool.give_back(job)
+        again = spool.take("a", {})
+        assert (again.number, again.attempt) == (job.number, 2)
+        assert ledger.outcomes(again) == {"OUT_OF_MEMORY": 1}
+        spool.give_back(again, CANCELLED)
+        folder.put("a", "another file of that name")
+        other = spool.take("a", {})
+        assert (other.number, other.attempt) == (job.number + 1, 1)
+
+
+def test_giving_back_replaces_nothing(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    folder.put("a.txt", "old")
+    with opened(folder) as (spool, _):
+        job = spool.take("a.txt", {})
+        folder.put("a.txt", "new")
+        spool.give_back(job, CANCELLED)
+        assert spool.take("a~1.txt", {}).number == job.number
+    assert (tmp_path / "incoming" / "a.txt").read_text() == "new"
+
+
+def test_what_cannot_be_taken_was_never_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "content")
+
+    def refuse(source: str, *_: object) -> None:
+        raise PermissionError(1, "immutable", source)
+
+    with opened(folder) as (spool, _):
+        with pytest.raises(FileNotFoundError):
+            spool.take("none", {})
+        with monkeypatch.context() as patch:
+            patch.setattr(syscalls, "renameat2", refuse)
+            with pytest.raises(PermissionError):
+                spool.take("a", {})
+        assert folder.rows("SELECT * FROM jobs") == folder.rows("SELECT * FROM attempts") == []
+        assert folder.names("work") == set()
+        assert spool.take("a", {}).attempt == 1
+
+
+def test_input_that_somebody_removed(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    for name in ("running", "waiting", "rejected"):
+        folder.put(name, "content")
+    with opened(folder) as (spool, _):
+        spool.take("running", {})
+        spool.wait(spool.take("waiting", {}), OOM)
+        job = spool.take("rejected", {})
+        folder.put("running", "another file of that name")
+        for number in (1, 2, 3):
+            (tmp_path / "work" / str(number) / "input").unlink()
+        spool.reject(job, OOM, {})
+    with opened(folder) as (spool, _):
+        found = spool.recover()
+        assert (found.waiting, found.interrupted) == ([], [])
+    states = dict(folder.rows("SELECT CAST(name AS TEXT), state FROM jobs"))
+    assert states == {"running": "VANISHED", "waiting": "VANISHED", "rejected": "QUARANTINED"}
+    assert folder.names("quarantine") == {"rejected.report.json"}
+    assert folder.names("incoming") == {"running"}
+
+
+def test_ledger_that_was_lost(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    folder.put("a.pdf", "content")
+    with opened(folder) as (spool, _):
+        work(spool, spool.take("a.pdf", {}))
+    for path in tmp_path.glob("ledger.sqlite3*"):
+        path.unlink()
+    with opened(folder) as (spool, _):
+        spool.recover()
+    (name,) = folder.names("incoming")
+    assert name.startswith("recovered-1-")
+    assert name.endswith(".pdf")
+    assert folder.names("work") == set()
+
+
+# --- the ledger ------------------------------------------------------------------------------------------
+
+
+def test_job_cannot_leave_a_final_state(tmp_path: Path) -> None:
+    with contextlib.closing(Ledger(str(tmp_path / "l"))) as ledger:
+        job = ledger.take("a", 1, 1, "output", {})
+        ledger.end(job, SUCCEEDED, State.PUBLISHING, "a")
+        ledger.move(job, State.DONE)
+        for state in State:
+            with pytest.raises(AssertionError):
+                ledger.move(job, state)
+
+
+def test_ledger_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+    path.write_bytes(b"not a database at all, but long enough to be looked at as one")
+    with pytest.raises(SandboxError, match=r"open the ledger.*not a database.*move it away"):
+        Ledger(str(path))
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE theirs (x)")
+    with pytest.raises(SandboxError, match=r"open the ledger.*version"):
+        Ledger(str(path))
+
+
+def test_ledger_can_be_read_meanwhile(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    with contextlib.closing(Ledger(str(folder.ledger))) as ledger:
+        job = ledger.take(NAME, 1, 1, "output", {"memory": 5})
+        assert folder.rows("SELECT name, state FROM jobs") == [(os.fsencode(NAME), "RUNNING")]
+        ledger.end(job, OOM, State.WAITING)
+        (row,) = ledger.attempts(job)
+        assert (row["outcome"], row["limits"]) == ("OUT_OF_MEMORY", {"memory": 5})
