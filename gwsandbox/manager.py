@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from gwsandbox.backends.choose import choose_backend, degrade
-from gwsandbox.client.session import Engine
+from gwsandbox.client.session import Session
 from gwsandbox.model.errors import CgroupError, TaskCancelled
 from gwsandbox.model.limits import LARGEST_SIZE, LONGEST_SECONDS, Limits, check_count, check_number
-from gwsandbox.model.options import Settings
+from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task, check_limits
 from gwsandbox.model.text import shorten
@@ -84,7 +84,7 @@ class ProcessManager:
         self._may_degrade = backend == "auto"
         self._queue: deque[tuple[int, Work] | Iterator[Work]] = deque()
         self._ready: deque[TaskResult] = deque()
-        self._engine: Engine | None = None
+        self._session: Session | None = None
         self._last_number = 0
         self._owner = os.getpid()
         # For ``gwsandbox run``: the program keeps the caller's terminal, session and standard descriptors.
@@ -124,10 +124,10 @@ class ProcessManager:
             self._feed()
             if self._ready:
                 yield self._ready.popleft()
-            elif self._engine is None:
+            elif self._session is None:
                 return
-            elif self._engine.unfinished:  # not so where an iterable had nothing (more) to give
-                yield self._engine.next_result()
+            elif self._session.unfinished:  # not so where an iterable had nothing (more) to give
+                yield self._session.next_result()
 
     def start_tasks(self) -> None:
         """Process everything that is queued; ``task_results`` holds the results in order of completion.
@@ -148,26 +148,26 @@ class ProcessManager:
             if isinstance(entry, tuple):
                 self._ready.append(_cancelled(entry[1]))
         self._queue.clear()
-        if self._engine is not None:
-            self._engine.cancel()
+        if self._session is not None:
+            self._session.cancel()
 
     def _feed(self) -> None:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
-        engine = self._engine
-        if engine is not None and not engine.unfinished and (engine.cancelled or not self._queue):
-            self._close_engine()
-        if self._engine is None and self._queue:
-            self._start_engine()
-        if self._engine is not None and not self._engine.cancelled:
-            self._submit(self._engine)
+        session = self._session
+        if session is not None and not session.unfinished and (session.cancelled or not self._queue):
+            self._close_session()
+        if self._session is None and self._queue:
+            self._start_session()
+        if self._session is not None and not self._session.cancelled:
+            self._submit(self._session)
 
-    def _submit(self, engine: Engine) -> None:
+    def _submit(self, session: Session) -> None:
         """All that the fork brought along at once; of the rest only what can start soon."""
         while self._queue:
             entry = self._queue[0]
-            if isinstance(entry, tuple) and engine.has_brought(entry[0]):
+            if isinstance(entry, tuple) and session.is_inherited(entry[0]):
                 self._queue.popleft()
-            elif engine.unfinished >= self.max_workers * (1 + _AHEAD_PER_WORKER):
+            elif session.unfinished >= self.max_workers * (1 + _AHEAD_PER_WORKER):
                 break
             elif isinstance(entry, tuple):
                 self._queue.popleft()
@@ -177,16 +177,16 @@ class ProcessManager:
                     self._queue.popleft()
                     continue
                 entry = self._number(task)
-            engine.submit(*entry)
-        engine.flush()
+            session.submit(*entry)
+        session.flush()
 
     def _number(self, task: Work) -> tuple[int, Work]:
         self._last_number += 1
         return self._last_number, task
 
-    def _start_engine(self) -> None:
-        brought = dict(entry for entry in self._queue if isinstance(entry, tuple))
-        settings = Settings(
+    def _start_session(self) -> None:
+        inherited_tasks = dict(entry for entry in self._queue if isinstance(entry, tuple))
+        options = RunOptions(
             max_workers=self.max_workers,
             limits=self.limits,
             start_method=self.start_method,
@@ -196,17 +196,17 @@ class ProcessManager:
             preload=self.preload,
         )
         try:
-            self._engine = Engine(self._backend, settings, brought)
+            self._session = Session(self._backend, options, inherited_tasks)
         except CgroupError as error:
             if not self._may_degrade:
                 raise
             self._backend = degrade(error, stacklevel=4)
-            self._engine = Engine(self._backend, settings, brought)
+            self._session = Session(self._backend, options, inherited_tasks)
 
-    def _close_engine(self) -> None:
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
-            engine.close()
+    def _close_session(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.close()
 
     # --- the block ----------------------------------------------------------------------------------
 
@@ -222,10 +222,10 @@ class ProcessManager:
         try:
             if error is not None:
                 self.cancel()
-            if self._engine is not None or self._queue or self._ready:
+            if self._session is not None or self._queue or self._ready:
                 self.start_tasks()
         finally:
-            self._close_engine()
+            self._close_session()
 
     def _check_process(self) -> None:
         if os.getpid() != self._owner:

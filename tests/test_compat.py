@@ -12,7 +12,7 @@ from support import BackendName, Program
 
 pytest.importorskip("tqdm")
 
-# The engine that the programs were written for, as far as they use it.
+# The session that the programs were written for, as far as they use it.
 STAND_IN = """
 import os, types
 

@@ -58,7 +58,7 @@ with ProcessManager(2, backend=sys.argv[1], start_method=sys.argv[2], limits=Lim
 
 
 def processes(program: Program) -> tuple[set[int], int, int]:
-    """Guests with their daemons, supervisor, keeper of a driver whose two slots are busy."""
+    """Guests with their daemons, supervisor, reaper of a driver whose two slots are busy."""
     guests: set[int] = set()
     supervisors: set[int] = set()
     for _ in range(4):
@@ -73,8 +73,8 @@ def processes(program: Program) -> tuple[set[int], int, int]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_caller_is_killed(backend: BackendName, start_method: str, number: int) -> None:
     with Program(DRIVER, backend, start_method) as program:
-        guests, _, keeper = processes(program)
-        others = set(procfs.tree(keeper))
+        guests, _, reaper = processes(program)
+        others = set(procfs.tree(reaper))
         with Watched(*guests | others) as watched:
             program.process.send_signal(number)
             assert watched.living_after(1.0 * SLOW) == set()
@@ -83,8 +83,8 @@ def test_the_caller_is_killed(backend: BackendName, start_method: str, number: i
 
 def test_the_caller_and_the_supervisor_are_killed_at_once(backend: BackendName) -> None:
     with Program(DRIVER, backend, "fork") as program:
-        guests, supervisor, keeper = processes(program)
-        with Watched(*guests | set(procfs.tree(keeper))) as watched:
+        guests, supervisor, reaper = processes(program)
+        with Watched(*guests | set(procfs.tree(reaper))) as watched:
             for pid in (supervisor, program.pid):
                 os.kill(pid, signal.SIGKILL)
             assert watched.living_after(1.0 * SLOW) == set()
@@ -92,10 +92,10 @@ def test_the_caller_and_the_supervisor_are_killed_at_once(backend: BackendName) 
 
 def test_the_supervisor_and_the_keeper_are_killed_at_once(backend: BackendName) -> None:
     with Program(DRIVER, backend, "fork") as program:
-        guests, supervisor, keeper = processes(program)
+        guests, supervisor, reaper = processes(program)
         mains = {pid for pid in guests if parent(pid) == supervisor}
-        with Watched(*guests | set(procfs.tree(keeper))) as watched:
-            for pid in (keeper, supervisor):
+        with Watched(*guests | set(procfs.tree(reaper))) as watched:
+            for pid in (reaper, supervisor):
                 os.kill(pid, signal.SIGKILL)
             # Without a cgroup nobody is left who could find what daemonised away from a guest.
             lost = guests - mains if backend == "rlimit" else set()
@@ -108,9 +108,9 @@ def test_the_supervisor_and_the_keeper_are_killed_at_once(backend: BackendName) 
 @pytest.mark.cgroup2
 def test_all_three_are_killed_and_the_next_start_sweeps() -> None:
     with Program(DRIVER, "cgroup", "fork") as program:
-        guests, supervisor, keeper = processes(program)
-        with Watched(*guests | set(procfs.tree(keeper))) as watched:
-            for pid in (keeper, program.pid, supervisor):
+        guests, supervisor, reaper = processes(program)
+        with Watched(*guests | set(procfs.tree(reaper))) as watched:
+            for pid in (reaper, program.pid, supervisor):
                 os.kill(pid, signal.SIGKILL)
             program.wait()
             run_one("cgroup", abs, -1)
@@ -145,7 +145,7 @@ def in_the_middle(backend: BackendName, act: Any, **options: Any) -> tuple[list[
 
 
 def test_the_supervisor_is_killed(backend: BackendName) -> None:
-    results, alive = in_the_middle(backend, lambda supervisor, keeper, guests: os.kill(supervisor, signal.SIGKILL))
+    results, alive = in_the_middle(backend, lambda supervisor, reaper, guests: os.kill(supervisor, signal.SIGKILL))
     assert alive == set()
     assert [result.outcome for result in results] == [Outcome.SANDBOX_ERROR] * 6
     for result in results:
@@ -158,7 +158,7 @@ def test_the_keeper_is_killed(backend: BackendName) -> None:
     """The supervisor holds the limits all the same."""
     results, alive = in_the_middle(
         backend,
-        lambda supervisor, keeper, guests: os.kill(keeper, signal.SIGKILL),
+        lambda supervisor, reaper, guests: os.kill(reaper, signal.SIGKILL),
         limits=Limits(wall_seconds=0.5 * PACE),
     )
     assert alive == set()
@@ -166,7 +166,7 @@ def test_the_keeper_is_killed(backend: BackendName) -> None:
 
 
 def test_the_zygote_is_killed(backend: BackendName) -> None:
-    def kill_zygote(supervisor: int, keeper: int, guests: set[int]) -> None:
+    def kill_zygote(supervisor: int, reaper: int, guests: set[int]) -> None:
         # the eldest child; a younger one that is in no session yet may be a guest in its first steps
         os.kill(procfs.children(supervisor)[0], signal.SIGKILL)
 
@@ -252,7 +252,7 @@ def test_a_large_task_survives_the_zygote(backend: BackendName) -> None:
 def test_a_stopped_supervisor_goes_on(backend: BackendName) -> None:
     results, alive = in_the_middle(
         backend,
-        lambda supervisor, keeper, guests: os.kill(supervisor, signal.SIGSTOP),
+        lambda supervisor, reaper, guests: os.kill(supervisor, signal.SIGSTOP),
         limits=Limits(wall_seconds=0.5 * PACE),
     )
     assert alive == set()
@@ -262,7 +262,7 @@ def test_a_stopped_supervisor_goes_on(backend: BackendName) -> None:
 def test_a_stopped_keeper_does_not_hold_up_the_end(backend: BackendName) -> None:
     results, alive = in_the_middle(
         backend,
-        lambda supervisor, keeper, guests: os.kill(keeper, signal.SIGSTOP),
+        lambda supervisor, reaper, guests: os.kill(reaper, signal.SIGSTOP),
         limits=Limits(wall_seconds=0.5 * PACE),
     )
     assert alive == set()
@@ -270,8 +270,8 @@ def test_a_stopped_keeper_does_not_hold_up_the_end(backend: BackendName) -> None
 
 
 def test_a_stopped_keeper_and_a_killed_supervisor(backend: BackendName) -> None:
-    def act(supervisor: int, keeper: int, guests: set[int]) -> None:
-        os.kill(keeper, signal.SIGSTOP)
+    def act(supervisor: int, reaper: int, guests: set[int]) -> None:
+        os.kill(reaper, signal.SIGSTOP)
         os.kill(supervisor, signal.SIGKILL)
 
     results, alive = in_the_middle(backend, act)
@@ -282,7 +282,7 @@ def test_a_stopped_keeper_and_a_killed_supervisor(backend: BackendName) -> None:
 def test_guests_are_killed_from_outside(backend: BackendName) -> None:
     killed: set[int] = set()
 
-    def act(supervisor: int, keeper: int, guests: set[int]) -> None:
+    def act(supervisor: int, reaper: int, guests: set[int]) -> None:
         killed.update(guests)
         for pid in guests:
             os.kill(pid, signal.SIGKILL)
@@ -301,8 +301,8 @@ def test_guests_are_killed_from_outside(backend: BackendName) -> None:
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"])
 def test_ctrl_c_in_the_middle(backend: BackendName, start_method: str) -> None:
     with Program(DRIVER, backend, start_method, stderr=-3) as program:
-        guests, _, keeper = processes(program)
-        with Watched(*guests | set(procfs.tree(keeper))) as watched:
+        guests, _, reaper = processes(program)
+        with Watched(*guests | set(procfs.tree(reaper))) as watched:
             program.process.send_signal(signal.SIGINT)
             assert watched.living_after(1.0 * SLOW) == set()
         assert program.wait() in {1, 130, -signal.SIGINT}
@@ -311,8 +311,8 @@ def test_ctrl_c_in_the_middle(backend: BackendName, start_method: str) -> None:
 def test_ctrl_c_reaches_the_caller_only(backend: BackendName) -> None:
     """A terminal sends it to the whole foreground group; guests are in sessions of their own."""
     with Program(DRIVER, backend, "fork", process_group=0, stderr=-3) as program:
-        guests, supervisor, keeper = processes(program)
-        assert {os.getpgid(pid) for pid in (*guests, supervisor, keeper)}.isdisjoint({program.pid})
+        guests, supervisor, reaper = processes(program)
+        assert {os.getpgid(pid) for pid in (*guests, supervisor, reaper)}.isdisjoint({program.pid})
         with Watched(*guests) as watched:
             os.killpg(program.pid, signal.SIGINT)
             assert watched.living_after(1.0 * SLOW) == set()

@@ -803,7 +803,7 @@ def test_what_is_not_held_fully_is_named() -> None:
     assert "cpus" not in enforcement.limits
     assert {"memory", "cpus", "pids"} <= enforcement.degraded.keys()
     assert all(enforcement.degraded.values())
-    assert {*enforcement.limits, *enforcement.degraded} >= limits.asked().keys()
+    assert {*enforcement.limits, *enforcement.degraded} >= limits.requested().keys()
 
 
 @pytest.mark.cgroup2
@@ -811,7 +811,7 @@ def test_the_cgroup_holds_all_of_it() -> None:
     limits = Limits(memory="1GiB", cpus=0.5, pids=10, wall_seconds=60, cpu_seconds=60, output=100, file_size=100)
     enforcement = run(square, (2,), limits=limits, backend="cgroup").enforcement
     assert enforcement.degraded == {}
-    assert enforcement.limits.keys() == {*limits.asked(), "swap"}
+    assert enforcement.limits.keys() == {*limits.requested(), "swap"}
     assert enforcement["memory"] == "memory.max"
 
 

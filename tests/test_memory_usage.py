@@ -128,7 +128,7 @@ print(get_available_memory_bytes(), flush=True)
 """
         with Program(source) as program:
             (group / "cgroup.procs").write_text(str(program.pid))
-            program.say("go")
+            program.say("start_event")
             (available,) = program.numbers()
             assert program.wait() == 0
         assert 30 * MIB < available <= 64 * MIB

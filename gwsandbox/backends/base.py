@@ -1,4 +1,4 @@
-"""What the supervisor asks of a backend: a cell per attempt, and four verbs on it.
+"""What the supervisor asks of a backend: a sandbox per attempt, and four verbs on it.
 
 A backend knows how limits are held and measured, and nothing about tasks.
 """
@@ -15,7 +15,7 @@ from gwsandbox.model.verdict import Reason
 
 
 class Counters(NamedTuple):
-    """The kernel's out-of-memory counters of one cell; see ``judge.Evidence`` for their meaning."""
+    """The kernel's out-of-memory counters of one sandbox; see ``judge.Evidence`` for their meaning."""
 
     oom_events: int = 0
     oom_kills: int = 0
@@ -23,7 +23,7 @@ class Counters(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What a look at a running cell gave: a reason to end it, and when to look again.
+    """What a look at a running sandbox gave: a reason to end it, and when to look again.
 
     ``after`` is in seconds; ``None`` is never.
     """
@@ -32,7 +32,7 @@ class Check(NamedTuple):
     after: float | None = None
 
 
-class Cell(Protocol):
+class Sandbox(Protocol):
     """An opened instance of a backend: the walls around one attempt."""
 
     enforcement: Enforcement
@@ -59,10 +59,10 @@ class Cell(Protocol):
         """Look at what no event of the kernel tells: CPU time, and without cgroups memory."""
 
     def kill(self) -> None:
-        """Kill every process in the cell; returns at once. Safe to call again, and after all are dead."""
+        """Kill every process in the sandbox; returns at once. Safe to call again, and after all are dead."""
 
-    def left(self) -> int | None:
-        """Descriptor to wait on while processes are left in the cell, or ``None`` when none is.
+    def remaining(self) -> int | None:
+        """Descriptor to wait on while processes are left in the sandbox, or ``None`` when none is.
 
         It is to be waited on for EPOLLPRI (cgroup.events) or EPOLLIN (a pidfd); whoever waits asks again.
         """
@@ -71,7 +71,7 @@ class Cell(Protocol):
         """What the guest used; to be called once, when nothing is left of it."""
 
     def close(self) -> None:
-        """Release everything of the cell. Nothing may live in it any more."""
+        """Release everything of the sandbox. Nothing may live in it any more."""
 
 
 class Backend(Protocol):
@@ -82,31 +82,31 @@ class Backend(Protocol):
     """Whether descendants can only be found by being handed to the nearest subreaper."""
 
     def prepare(self, holder: int) -> str:
-        """Once per run, in the caller's process: get ready to open cells.
+        """Once per run, in the caller's process: get ready to open sandboxes.
 
         Args:
-            holder: Pid of the keeper, which waits for what this returns before it does anything.
+            holder: Pid of the reaper, which waits for what this returns before it does anything.
 
         Returns:
-            What ``accept`` needs in the keeper.
+            What ``accept`` needs in the reaper.
         """
 
     def accept(self, handover: str) -> None:
-        """Once per run, in the keeper's process: take over what ``prepare`` made."""
+        """Once per run, in the reaper's process: take over what ``prepare`` made."""
 
-    def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
+    def adopt(self, zygote: int, await_births: Callable[[], None]) -> None:
         """In the supervisor: there is a new zygote.
 
         Args:
             zygote: Pid of a child that is no guest, and is to live.
-            settle: Comes back when every child that the zygote has forked was ``started``.
+            await_births: Comes back when every child that the zygote has forked was ``started``.
         """
 
     def descriptors(self) -> list[int]:
-        """Those that it holds in this process, cells not counted: no guest is to have them."""
+        """Those that it holds in this process, sandboxes not counted: no guest is to have them."""
 
-    def open(self, limits: Limits) -> Cell:
-        """Make a cell that holds ``limits``, before there is a process to put into it."""
+    def open(self, limits: Limits) -> Sandbox:
+        """Make a sandbox that holds ``limits``, before there is a process to put into it."""
 
     def destroy(self) -> None:
         """Kill and remove whatever cgroups are left of this run. Waits until done; safe to call again."""

@@ -42,8 +42,8 @@ _SLOWEST = 0.5  # and at one that rests
 _GROWTH = 2 * 1024**3  # bytes per second that two cores can touch; decides how soon a limit can be reached
 
 
-class Family:
-    """What all cells of one supervisor share.
+class ProcessTable:
+    """What all sandboxes of one supervisor share.
 
     ``main`` are the guests' main processes. A fresh fork has mapped ``resident`` bytes, of which ``inherited``
     are its share, and ``data`` that count against RLIMIT_DATA: measured on the first guest, as that costs
@@ -55,7 +55,7 @@ class Family:
         self.resident: int | None = None
         self.data: int | None = None
         self.inherited: int | None = None
-        self.settle: Callable[[], None] = lambda: None
+        self.await_births: Callable[[], None] = lambda: None
         self._children = -1
 
     def descriptors(self) -> list[int]:
@@ -69,7 +69,7 @@ class Family:
         if not self._unknown():
             return []
         # One of them may be a guest that was just born and is not known yet.
-        self.settle()
+        self.await_births()
         return self._unknown()
 
     def _unknown(self) -> list[int]:
@@ -97,7 +97,7 @@ class RlimitBackend:
     needs_subreaper = True
 
     def __init__(self) -> None:
-        self._family = Family()
+        self._table = ProcessTable()
         self._enforcements: dict[tuple[str, ...], Enforcement] = {}
 
     def prepare(self, holder: int) -> str:  # noqa: ARG002 - the protocol's
@@ -107,45 +107,45 @@ class RlimitBackend:
     def accept(self, handover: str) -> None:
         """Nothing to take over."""
 
-    def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
-        self._family.main.add(zygote)
-        self._family.settle = settle
+    def adopt(self, zygote: int, await_births: Callable[[], None]) -> None:
+        self._table.main.add(zygote)
+        self._table.await_births = await_births
 
     def descriptors(self) -> list[int]:
-        return self._family.descriptors()
+        return self._table.descriptors()
 
-    def open(self, limits: Limits) -> RlimitCell:
-        asked = limits.asked()
-        key = tuple(asked)
+    def open(self, limits: Limits) -> RlimitSandbox:
+        requested = limits.requested()
+        key = tuple(requested)
         if key not in self._enforcements:
             self._enforcements[key] = self._enforce(key)
-        return RlimitCell(asked, self._enforcements[key], self._family)
+        return RlimitSandbox(requested, self._enforcements[key], self._table)
 
-    def _enforce(self, asked: tuple[str, ...]) -> Enforcement:
-        names = [*asked, "swap"] if "memory" in asked else [*asked]
+    def _enforce(self, requested: tuple[str, ...]) -> Enforcement:
+        names = [*requested, "swap"] if "memory" in requested else [*requested]
         held = {name: _HELD_BY[name] for name in names if name in _HELD_BY}
         degraded = {name: _DEGRADED[name] for name in names if name in _DEGRADED}
-        if "pids" in asked and os.geteuid() == 0:
+        if "pids" in requested and os.geteuid() == 0:
             del held["pids"]
             degraded["pids"] = _PIDS_AS_ROOT
         return Enforcement(self.name, held, degraded)
 
     def destroy(self) -> None:
-        """There are no cgroups; the processes are the keeper's, as the nearest subreaper."""
+        """There are no cgroups; the processes are the reaper's, as the nearest subreaper."""
 
 
-class RlimitCell:
+class RlimitSandbox:
     """One attempt: its main process, and what comes from it."""
 
     cgroup = None
 
-    def __init__(self, asked: Mapping[str, float], enforcement: Enforcement, family: Family) -> None:
+    def __init__(self, requested: Mapping[str, float], enforcement: Enforcement, family: ProcessTable) -> None:
         self.enforcement = enforcement
-        self._asked = asked
-        self.memory_refusable = "memory" in self._asked
-        self.data_limit_at_exec = int(self._asked.get("memory", 0))
-        self.first_check = _FASTEST if {"memory", "cpu_seconds"} & self._asked.keys() else None
-        self._family = family
+        self._requested = requested
+        self.memory_refusable = "memory" in self._requested
+        self.data_limit_at_exec = int(self._requested.get("memory", 0))
+        self.first_check = _FASTEST if {"memory", "cpu_seconds"} & self._requested.keys() else None
+        self._table = family
         self._pid = 0
         self._waiting = -1
         self._inherited = 0
@@ -158,21 +158,21 @@ class RlimitCell:
     def started(self, pid: int, *, keeps_memory: bool) -> None:
         self._pid = pid
         self._keeps_memory = keeps_memory
-        self._family.born(pid, measure_share=keeps_memory and "memory" in self._asked)
-        if (memory := self._asked.get("memory")) and keeps_memory:
+        self._table.born(pid, measure_share=keeps_memory and "memory" in self._requested)
+        if (memory := self._requested.get("memory")) and keeps_memory:
             # The hard limit leaves room in which a MemoryError can be reported.
-            lower(pid, resource.RLIMIT_DATA, (self._family.data or 0) + int(memory), _REPORT_RESERVE)
-        if (pids := self._asked.get("pids")) and os.geteuid() != 0:
+            lower(pid, resource.RLIMIT_DATA, (self._table.data or 0) + int(memory), _REPORT_RESERVE)
+        if (pids := self._requested.get("pids")) and os.geteuid() != 0:
             lower(pid, resource.RLIMIT_NPROC, _processes_of_user() + int(pids))
 
     def check(self) -> Check:
         pids = list(procfs.tree(self._pid))
-        if (limit := self._asked.get("cpu_seconds")) is not None:
+        if (limit := self._requested.get("cpu_seconds")) is not None:
             used = sum(map(procfs.cpu_seconds, pids))
             if used >= limit:
                 return Check(Reason.CPU_TIME)
         after = None
-        if (memory := self._asked.get("memory")) is not None:
+        if (memory := self._requested.get("memory")) is not None:
             used_memory = self._memory(pids, memory)
             if used_memory > memory:
                 return Check(Reason.MEMORY)
@@ -185,9 +185,9 @@ class RlimitCell:
     def _memory(self, pids: list[int], limit: float) -> float:
         """Bytes that the tree uses; the dear way only where the cheap way's upper bound passes the limit."""
         # What the main process shares with us from the fork is not its own.
-        used = sum(map(procfs.resident, pids)) - (self._family.resident or 0) * self._keeps_memory
+        used = sum(map(procfs.resident, pids)) - (self._table.resident or 0) * self._keeps_memory
         if used > limit or len(pids) > 1:
-            used = sum(map(procfs.proportional, pids)) - (self._family.inherited or 0) * self._keeps_memory
+            used = sum(map(procfs.proportional, pids)) - (self._table.inherited or 0) * self._keeps_memory
         self._peak = max(self._peak, used)
         return used
 
@@ -201,14 +201,14 @@ class RlimitCell:
     def kill(self) -> None:
         if not procfs.is_zombie(self._pid):
             procfs.kill_tree(self._pid)
-        for pid in self._family.orphans():
+        for pid in self._table.orphans():
             procfs.kill_tree(pid)
 
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         if self._waiting >= 0:
             os.close(self._waiting)
             self._waiting = -1
-        for pid in self._family.orphans():
+        for pid in self._table.orphans():
             reaped, _, rusage = os.wait4(pid, os.WNOHANG)
             if reaped:
                 self._orphans_cpu[0] += rusage.ru_utime
@@ -240,7 +240,7 @@ class RlimitCell:
         return usage, Counters()
 
     def _memory_peak(self, rusage: resource.struct_rusage) -> tuple[int | None, str]:
-        own = largest_process(rusage, self._family.resident or 0, keeps_memory=self._keeps_memory) or 0
+        own = largest_process(rusage, self._table.resident or 0, keeps_memory=self._keeps_memory) or 0
         if self._peak >= own > 0 or own <= 0 < self._peak:
             return int(self._peak), "sampled PSS of the tree"
         return (own, "ru_maxrss of the largest process") if own > 0 else (None, "")
@@ -248,7 +248,7 @@ class RlimitCell:
     def close(self) -> None:
         if self._waiting >= 0:
             os.close(self._waiting)
-        self._family.main.discard(self._pid)
+        self._table.main.discard(self._pid)
 
 
 def _processes_of_user() -> int:

@@ -30,8 +30,8 @@ def main() -> None:
     gc.freeze()  # all that is imported lives to the end, and at the end looking through it takes a tenth of a short run
     # Typer builds all commands before it runs one, which takes a tenth of a short run.
     first = sys.argv[1:2]
-    asked = [info for info in app.registered_commands if [info.name] == first]
-    app.registered_commands = asked or app.registered_commands
+    requested = [info for info in app.registered_commands if [info.name] == first]
+    app.registered_commands = requested or app.registered_commands
     app(prog_name="gwsandbox")
 
 

@@ -27,7 +27,7 @@ def say(text: str, *, prefix: str = "gwsandbox: ") -> None:
 
 def not_held(limits: Limits, enforcement: Enforcement) -> list[str]:
     """A line for each limit that was asked for and that nothing holds."""
-    missing = limits.asked().keys() & enforcement.degraded.keys() - enforcement.limits.keys()
+    missing = limits.requested().keys() & enforcement.degraded.keys() - enforcement.limits.keys()
     return [f"warning: {name} was not limited: {enforcement.degraded[name]}" for name in sorted(missing)]
 
 

@@ -54,7 +54,7 @@ def run_program(command: Command, limits: Limits, backend: BackendName, report: 
 
 def _run(command: Command, limits: Limits, backend: BackendName, signals: StopSignals) -> TaskResult:
     with (
-        told_warnings(wanted=bool(limits.asked())),
+        told_warnings(wanted=bool(limits.requested())),
         ProcessManager(1, limits=limits, backend=backend, _pass_through=True) as manager,
         signals.until_clean_up(),
     ):

@@ -19,7 +19,7 @@ from gwsandbox.model.errors import (
     TransferError,
 )
 from gwsandbox.model.limits import Limits
-from gwsandbox.model.options import Settings
+from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.model.text import describe
@@ -39,16 +39,16 @@ _EXCEPTIONS: dict[Outcome, type[Exception]] = {
 }
 
 
-def make_result(task: Task | Command, report: Report, descriptor: int | None, settings: Settings) -> TaskResult:
+def make_result(task: Task | Command, report: Report, descriptor: int | None, options: RunOptions) -> TaskResult:
     """The result of a task.
 
     Args:
         task: What was asked for.
         report: What the supervisor says of it.
         descriptor: That came with the report, with the record in it; closed here.
-        settings: Of the run.
+        options: Of the run.
     """
-    report, value, exception = _open_payload(task, report, descriptor, trusted=settings.trusted)
+    report, value, exception = _open_payload(task, report, descriptor, trusted=options.trusted)
     if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
         exception = _EXCEPTIONS.get(report.outcome, SandboxError)(report.detail)
     peak = report.usage.memory_peak_bytes
@@ -58,8 +58,8 @@ def make_result(task: Task | Command, report: Report, descriptor: int | None, se
         result=value,
         exception=exception,
         exit_code=report.exit_code,
-        timeout_seconds=_shown("wall_seconds", task, settings.limits, settings.timeout_seconds),
-        memory_limit_in_gib=_shown("memory", task, settings.limits, settings.memory_limit_in_gib),
+        timeout_seconds=_shown("wall_seconds", task, options.limits, options.timeout_seconds),
+        memory_limit_in_gib=_shown("memory", task, options.limits, options.memory_limit_in_gib),
         start_time=report.start_time,
         end_time=report.end_time,
         elapsed_time=report.usage.wall_seconds,

@@ -19,12 +19,13 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.call import Call
 from gwsandbox.linux import syscalls
 from gwsandbox.model.errors import GuestSetupError
+from gwsandbox.model.options import RunOptions
 from gwsandbox.model.verdict import Delivery
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
@@ -42,24 +43,6 @@ _INTERPRETERS: dict[int, Any] = {
 Program = tuple[tuple[str, ...], str | None, dict[str, str] | None]  # arguments, folder, environment
 
 
-class Manner(NamedTuple):
-    """How all guests of a run live.
-
-    Args:
-        keep_terminal: Programs keep the caller's session, process group and descriptors.
-        keep_descriptors: Python calls keep the caller's descriptors.
-        be_subreaper: Whether a guest's orphans are to stay below it.
-        collect_garbage: Whether the caller had the garbage collector on.
-        open_files: The caller's RLIMIT_NOFILE.
-    """
-
-    keep_terminal: bool
-    keep_descriptors: bool
-    be_subreaper: bool
-    collect_garbage: bool
-    open_files: tuple[int, int]
-
-
 class Setup:
     """What one guest is started with. The zygote has one, and fills it anew for each.
 
@@ -67,9 +50,9 @@ class Setup:
         supervisor: Pid of the supervisor, whose child every guest is.
         control: The zygote's end of its socket.
         inherited: Descriptors past the first three that a program would inherit, and shall not.
-        keep_terminal: See ``Manner``.
-        keep_descriptors: See ``Manner``.
-        be_subreaper: See ``Manner``.
+        keep_terminal: Programs keep the caller's session, process group and descriptors.
+        keep_descriptors: Python calls keep the caller's descriptors.
+        be_subreaper: Whether a guest's orphans are to stay below it.
         tid_address: See ``syscalls.clone3``.
         born_inside: Whether guests are born in their cgroups.
         is_command: Whether to run ``program``, or to make ``call``.
@@ -77,7 +60,7 @@ class Setup:
         call: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
         data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
         result: The result descriptor.
-        go: Descriptor that can be read when the task's time begins.
+        start_event: Descriptor that can be read when the task's time begins.
         cgroup: Descriptor of its cgroup, or ``None``.
         stdin: Descriptor to read from, or ``None`` for the zygote's (/dev/null, or the caller's own).
         stdout: Descriptor to write to, or ``None`` for the caller's own.
@@ -91,13 +74,13 @@ class Setup:
         "cgroup",
         "control",
         "data_limit",
-        "go",
         "inherited",
         "is_command",
         "keep_descriptors",
         "keep_terminal",
         "program",
         "result",
+        "start_event",
         "stderr",
         "stdin",
         "stdout",
@@ -110,30 +93,31 @@ class Setup:
     call: Call | bytes | int
     data_limit: int
     result: int
-    go: int
+    start_event: int
     cgroup: int | None
     stdin: int | None
     stdout: int | None
     stderr: int | None
 
-    def __init__(self, control: int, manner: Manner) -> None:
+    def __init__(self, control: int, options: RunOptions, *, be_subreaper: bool) -> None:
         """In the zygote, once: what every guest will need to know.
 
         Args:
             control: The zygote's end of its socket.
-            manner: How guests are to live.
+            options: Of the run.
+            be_subreaper: Whether a guest's orphans are to stay below it.
         """
         self.supervisor = os.getppid()
         self.control = control
-        self.inherited = () if manner.keep_terminal else tuple(_inherited())
-        self.keep_terminal = manner.keep_terminal
-        self.keep_descriptors = manner.keep_descriptors
-        self.be_subreaper = manner.be_subreaper
+        self.inherited = () if options.pass_through else tuple(_inherited())
+        self.keep_terminal = options.pass_through
+        self.keep_descriptors = options.trusted
+        self.be_subreaper = be_subreaper
         self.tid_address = syscalls.tid_address()
         self.born_inside = True
 
 
-def forget_the_caller(*, keep_ignored: bool) -> None:
+def reset_inherited_state(*, keep_ignored: bool) -> None:
     """In the zygote, once: what a fork does not do.
 
     Signal handlers become the interpreter's own, and multiprocessing forgets the caller's children and queues
@@ -154,7 +138,7 @@ def forget_the_caller(*, keep_ignored: bool) -> None:
         util._run_after_forkers()
 
 
-def rehearse() -> None:
+def warm_up() -> None:
     """In the zygote, once: let the C library do what it would do in every guest, at the price of a dozen pages.
 
     The dynamic linker looks up a function when it is first called. And a large allocation lets malloc sort the
@@ -167,7 +151,7 @@ def rehearse() -> None:
     bytearray(1 << 14)
 
 
-def suit(*, programs: bool) -> None:
+def set_default_signals(*, programs: bool) -> None:
     """In the zygote, when the next guest is a program and the last was none, or the other way about.
 
     What is ignored stays so in a program, and Python ignores some signals.
@@ -191,7 +175,7 @@ def _inherited() -> Iterator[int]:
 # --- in the guest ---------------------------------------------------------------------------------------
 
 
-def live(setup: Setup) -> NoReturn:
+def run_guest(setup: Setup) -> NoReturn:
     """Be a guest: take all steps, run the task, leave a record, exit."""
     code = _SETUP_FAILED
     try:
@@ -213,7 +197,7 @@ def _take_steps(setup: Setup) -> None:
         # It may have died before that call. Compared with its pid and not with 1: in a container it may be 1.
         if os.getppid() != setup.supervisor:
             os._exit(_SETUP_FAILED)
-        step = "join cell"
+        step = "join sandbox"
         if setup.cgroup is not None and not setup.born_inside:
             _join(setup.cgroup)
         if setup.be_subreaper:
@@ -230,8 +214,8 @@ def _take_steps(setup: Setup) -> None:
         if setup.keep_terminal:
             syscalls.unblock_signals()
         step = "wait for its time"
-        os.read(setup.go, 8)
-        os.close(setup.go)
+        os.read(setup.start_event, 8)
+        os.close(setup.start_event)
     except Exception as error:  # noqa: BLE001 - reported with its name, whatever it is
         number = getattr(error, "errno", None) or 0
         raise GuestSetupError(f"guest step '{step}' failed", value=str(error), errno=number) from None
@@ -264,7 +248,7 @@ def _close_descriptors(setup: Setup) -> None:
             os.close(own)
     if not setup.keep_descriptors:
         first = 3
-        for fd in sorted(fd for fd in (setup.result, setup.go, setup.call) if isinstance(fd, int)):
+        for fd in sorted(fd for fd in (setup.result, setup.start_event, setup.call) if isinstance(fd, int)):
             if fd > first:
                 _close_range(first, fd - 1)
             first = fd + 1

@@ -89,7 +89,7 @@ def _make_order(number: int, limits: bytes, work: bytes | Command | None, descri
     return Order(number, _unpack_limits(limits), work, descriptor)
 
 
-class Link:
+class Channel:
     """One end of the socket, with an outbox and an inbox.
 
     The supervisor's end does not block: ``post`` and then ``flush`` whenever the socket can be written. The

@@ -235,7 +235,7 @@ def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
     try:
         os.ftruncate(fd, length)
         fcntl.fcntl(fd, syscalls.F_ADD_SEALS, syscalls.F_SEAL_ALL)
-    except OSError:  # somebody outside of the cell has it mapped for writing
+    except OSError:  # somebody outside of the sandbox has it mapped for writing
         return Delivery.NOTHING, b"", True
     if _claim(fd, os.pread(fd, _HEAD.size, 0)) != (delivery, length):
         return Delivery.NOTHING, b"", True

@@ -176,9 +176,9 @@ class Limits:
         said = {f.name: v for f in fields(other) if (v := getattr(other, f.name)) is not None}
         return replace(self, **said) if said else self
 
-    def asked(self) -> Mapping[str, float]:
+    def requested(self) -> Mapping[str, float]:
         """The limits that are to be held, by name; those of ``None`` and 0 are left out."""
-        return _asked(self)
+        return _requested(self)
 
     def __reduce__(self) -> tuple[Callable[..., Limits], tuple[Any, ...]]:
         # The default for frozen dataclasses with slots takes ten times as long, once per task.
@@ -186,7 +186,7 @@ class Limits:
 
 
 @functools.lru_cache(maxsize=64)  # most runs have one, and it is asked several times per task
-def _asked(limits: Limits) -> Mapping[str, float]:
+def _requested(limits: Limits) -> Mapping[str, float]:
     return {f.name: v for f in fields(limits) if (v := getattr(limits, f.name))}
 
 

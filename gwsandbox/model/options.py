@@ -1,19 +1,29 @@
-"""What all tasks of a run have in common."""
+"""What all tasks of a run have in common: one record, from the manager to the zygote."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from gwsandbox.model.limits import Limits
 
 
-class Settings(NamedTuple):
-    """What all tasks of a run have in common; see ``ProcessManager``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What all tasks of one run have in common. The caller makes it, and every process of the run reads it.
 
-    ``timeout_seconds`` and ``memory_limit_in_gib`` are as the user wrote them, for the results to show.
-
-    Guests that are not ``trusted`` hold none of the caller's descriptors but the standard three, and nothing
-    that they send is unpickled: of their values only bytes arrive, and of their exceptions only the outcome.
+    Args:
+        max_workers: Guests at a time.
+        limits: Limits of each task; a task's own override them field by field.
+        start_method: "fork" or "forkserver"; see ``ProcessManager``.
+        timeout_seconds: Wall-clock seconds as the user wrote them, for the results to show.
+        memory_limit_in_gib: GiB as the user wrote them, for the results to show.
+        pass_through: Programs keep the caller's terminal, session and standard descriptors.
+        trusted: Python calls hold the caller's descriptors, and their values are unpickled. Where it is False, guests
+            hold no descriptor but the standard three, and only bytes arrive of their values and only the outcome of
+            their exceptions.
+        preload: Modules that a clean interpreter imports once.
+        caller: Pid of the caller.
+        collect_garbage: Whether the caller has the garbage collector on.
     """
 
     max_workers: int
@@ -24,3 +34,5 @@ class Settings(NamedTuple):
     pass_through: bool = False
     trusted: bool = True
     preload: tuple[str, ...] = ()
+    caller: int = 0
+    collect_garbage: bool = True

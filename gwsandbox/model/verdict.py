@@ -131,34 +131,34 @@ def signal_name(exit_code: int) -> str:
         return f"signal {-exit_code}"
 
 
-def explain(evidence: Evidence, outcome: Outcome, asked: Mapping[str, float]) -> str:  # noqa: PLR0911 - a table
+def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]) -> str:  # noqa: PLR0911 - a table
     """One sentence: what happened and, where that helps, what to do.
 
     Args:
         evidence: What the outcome rests on.
         outcome: What ``judge`` said.
-        asked: The limits that were asked for, by name.
+        requested: The limits that were asked for, by name.
     """
     match outcome:
         case Outcome.TIMED_OUT:
             return (
-                f"wall-clock limit of {asked.get('wall_seconds', 0):g} s reached; "
+                f"wall-clock limit of {requested.get('wall_seconds', 0):g} s reached; "
                 "raise --timeout (wall_seconds) if the work needs longer"
             )
         case Outcome.CPU_TIME_EXCEEDED:
             return (
-                f"CPU-time limit of {asked.get('cpu_seconds', 0):g} s used up; "
+                f"CPU-time limit of {requested.get('cpu_seconds', 0):g} s used up; "
                 "raise --cpu-time (cpu_seconds) if the work needs more"
             )
         case Outcome.OUT_OF_MEMORY:
-            return _explain_memory(evidence, asked)
+            return _explain_memory(evidence, requested)
         case Outcome.OUTPUT_EXCEEDED:
             return (
-                f"more than {format_size(asked.get('output', 0))} written to stdout and stderr; "
+                f"more than {format_size(requested.get('output', 0))} written to stdout and stderr; "
                 "raise --output-limit (output) if that much is meant"
             )
         case Outcome.CRASHED:
-            return _explain_crash(evidence, asked)
+            return _explain_crash(evidence, requested)
         case Outcome.KILLED:
             return _explain_kill(evidence)
         case Outcome.CANCELLED:
@@ -169,8 +169,8 @@ def explain(evidence: Evidence, outcome: Outcome, asked: Mapping[str, float]) ->
             return ""
 
 
-def _explain_memory(evidence: Evidence, asked: Mapping[str, float]) -> str:
-    text = f"memory limit of {format_size(asked.get('memory', 0))} reached"
+def _explain_memory(evidence: Evidence, requested: Mapping[str, float]) -> str:
+    text = f"memory limit of {format_size(requested.get('memory', 0))} reached"
     if evidence.exit_code >= 0 and evidence.oom_kills_local:
         text += " by a descendant, which the kernel killed"
     elif evidence.exit_code >= 0:
@@ -178,10 +178,10 @@ def _explain_memory(evidence: Evidence, asked: Mapping[str, float]) -> str:
     return f"{text}; raise --memory (memory) if the work needs more"
 
 
-def _explain_crash(evidence: Evidence, asked: Mapping[str, float]) -> str:
+def _explain_crash(evidence: Evidence, requested: Mapping[str, float]) -> str:
     name = signal_name(evidence.exit_code)
     if name == "SIGXFSZ" and evidence.file_size_limited:
-        size = format_size(asked.get("file_size", 0))
+        size = format_size(requested.get("file_size", 0))
         return f"ended by SIGXFSZ: a file grew to the limit of {size}; raise --file-size (file_size)"
     return f"crashed with {name}"
 

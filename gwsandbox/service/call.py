@@ -101,7 +101,7 @@ def _told(error: Exception) -> bytes:
     return json.dumps(told).encode()
 
 
-def what_was_told(value: object) -> dict[str, str] | None:
+def failure_of(value: object) -> dict[str, str] | None:
     """What ``in_guest`` says went wrong; ``None`` where nothing did. A stranger may have written it."""
     if not isinstance(value, bytes) or not value:
         return None

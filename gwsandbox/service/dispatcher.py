@@ -102,11 +102,11 @@ class Clerk:
         self.crew.work_on(job, self.spool.give_to_guest(job))
 
     def _limits(self) -> dict[str, Any]:
-        return dict(self.config.limits.asked())
+        return dict(self.config.limits.requested())
 
     # --- ending -------------------------------------------------------------------------------------
 
-    def settle(self, finished: Sequence[Finished]) -> None:
+    def await_births(self, finished: Sequence[Finished]) -> None:
         """Do what the ends of attempts ask for.
 
         Raises:

@@ -12,7 +12,7 @@ from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.serialise import as_object
 from gwsandbox.model.task import CommandOutput
 from gwsandbox.model.text import shown
-from gwsandbox.service.call import what_was_told
+from gwsandbox.service.call import failure_of
 from gwsandbox.service.config.config import Config
 from gwsandbox.service.spool.job_database import Ending
 
@@ -62,7 +62,7 @@ def conclude(result: TaskResult) -> Ending:
     """How an attempt ended, with what the worker itself says about it."""
     usage = result.usage
     outcome, detail = result.outcome, result.detail
-    if told := what_was_told(result.result):
+    if told := failure_of(result.result):
         if outcome is Outcome.SUCCEEDED:
             outcome, detail = Outcome.FAILED, "the function raised"
         detail = f"{detail}: {told['type']}: {told['message']}"
@@ -103,7 +103,7 @@ def report(
     found: dict[str, Any] = {} if result is None else as_object(result)
     found |= {"outcome": ending.outcome, "detail": ending.detail, "success": False}
     if result is not None:
-        told = what_was_told(result.result)
+        told = failure_of(result.result)
         found["exception"] = told or found["exception"]
         found["stderr"] = last_words(result)
     last = {**asdict(ending), "ended_at": time.time() if result is None else result.end_time}

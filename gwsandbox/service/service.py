@@ -140,7 +140,7 @@ class Service:
         self._renew_crew()
         self._fill_slots()
         finished, self._finished = self._finished, []
-        self._clerk.settle(finished)
+        self._clerk.await_births(finished)
         self._mind_the_clock()
 
     def _seconds_to_wait(self) -> float | None:

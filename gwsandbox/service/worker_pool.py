@@ -7,10 +7,10 @@ import warnings
 from dataclasses import dataclass
 
 from gwsandbox.backends.choose import choose_backend
-from gwsandbox.client.session import Engine
+from gwsandbox.client.session import Session
 from gwsandbox.model.errors import CgroupError, DegradedWarning
 from gwsandbox.model.limits import Limits
-from gwsandbox.model.options import Settings
+from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import Command, Task
 from gwsandbox.service import call
@@ -36,7 +36,7 @@ class Crew:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._engine: Engine | None = None
+        self._session: Session | None = None
         self._jobs: dict[int, tuple[Job, Task | Command]] = {}  # by identity: equal tasks are not the same
         self._last_number = 0
         self._is_outdated = False
@@ -51,26 +51,26 @@ class Crew:
         """
         function = self._config.worker.function
         call.choose(None if function is None else call.load(function, self._config.worker.path))
-        settings = Settings(max_workers=self.slots, limits=Limits(), start_method="fork", trusted=False)
+        options = RunOptions(max_workers=self.slots, limits=Limits(), start_method="fork", trusted=False)
         self._is_outdated = False
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DegradedWarning)
             backend = choose_backend(self._config.backend, stacklevel=1)
         told = [str(warning.message) for warning in caught]
         try:
-            self._engine = Engine(backend, settings, {})
+            self._session = Session(backend, options, {})
         except CgroupError as error:
             if self._config.backend != "auto":
                 raise
             told.append(f"limits are held by rlimits and sampling, as cgroup v2 cannot be used: {error}")
-            self._engine = Engine(choose_backend("rlimit", stacklevel=1), settings, {})
+            self._session = Session(choose_backend("rlimit", stacklevel=1), options, {})
         return told
 
     def close(self) -> None:
         """Cancel what runs, and come back when nothing of it is left."""
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
-            engine.close()
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.close()
 
     def reconfigure(self, config: Config) -> None:
         """Hold to a new configuration: at once where that is possible, else with the next supervisor."""
@@ -82,7 +82,7 @@ class Crew:
     @property
     def needs_another(self) -> bool:
         """Whether no work can be given to this supervisor any more: it is out of date, or gone."""
-        return self._is_outdated or self._engine is None or self._engine.lost
+        return self._is_outdated or self._session is None or self._session.lost
 
     @property
     def slots(self) -> int:
@@ -95,19 +95,19 @@ class Crew:
 
     def fileno(self) -> int:
         """Can be read when ``finished`` has something."""
-        assert self._engine is not None
-        return self._engine.fileno()
+        assert self._session is not None
+        return self._session.fileno()
 
     # --- work ---------------------------------------------------------------------------------------
 
     def work_on(self, job: Job, paths: Paths) -> None:
         """Begin an attempt."""
-        assert self._engine is not None
+        assert self._session is not None
         task = self._task(paths)
         self._jobs[id(task)] = (job, task)
         self._last_number += 1
-        self._engine.submit(self._last_number, task)
-        self._engine.flush()
+        self._session.submit(self._last_number, task)
+        self._session.flush()
 
     def _task(self, paths: Paths) -> Task | Command:
         worker, limits = self._config.worker, self._config.limits
@@ -118,14 +118,14 @@ class Crew:
 
     def finished(self) -> list[Finished]:
         """The attempts that have ended; does not wait where ``fileno`` can be read."""
-        assert self._engine is not None
-        results = self._engine.results_now()
+        assert self._session is not None
+        results = self._session.results_now()
         return [Finished(self._jobs.pop(id(result.task))[0], result) for result in results]
 
     def cancel(self) -> None:
         """End what runs; it still comes out of ``finished``."""
-        if self._engine is not None:
-            self._engine.cancel()
+        if self._session is not None:
+            self._session.cancel()
 
 
 def _filled(word: str, paths: Paths) -> str:

@@ -1,4 +1,4 @@
-"""One attempt: what the supervisor holds of a guest from its cell to its report."""
+"""One attempt: what the supervisor holds of a guest from its sandbox to its report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
-from gwsandbox.backends.base import Cell, Counters
+from gwsandbox.backends.base import Counters, Sandbox
 from gwsandbox.ipc import record
 from gwsandbox.ipc.channel import Order, Report
 from gwsandbox.model.errors import SandboxError
@@ -25,20 +25,20 @@ class Attempt:
     Args:
         order: What the caller asked for.
         is_command: Whether it is a program.
-        cell: The walls around it.
+        sandbox: The walls around it.
         result: The result descriptor.
-        go: The descriptor that tells the guest that its time begins.
+        start_event: The descriptor that tells the guest that its time begins.
         outputs: Pipes of its stdout and stderr, where we read them.
-        asked: The limits that were asked for.
+        requested: The limits that were asked for.
     """
 
     order: Order
     is_command: bool
-    cell: Cell
+    sandbox: Sandbox
     result: int
-    go: int
+    start_event: int
     outputs: list[OutputPipe]
-    asked: Mapping[str, float]
+    requested: Mapping[str, float]
     start_time: float = 0.0
     started: float = 0.0
     pid: int = 0
@@ -55,7 +55,7 @@ class Attempt:
         self.deadline = self.next_check = None
         if not self.dead:
             self.reason = self.reason or reason
-            self.cell.kill()
+            self.sandbox.kill()
         elif any(pipe.pass_on() for pipe in self.outputs):
             # It is dead and its last words wait for a reader that does not come.
             for pipe in self.outputs:
@@ -64,14 +64,14 @@ class Attempt:
 
     def descriptors(self) -> list[int]:
         """All that it holds and has not closed."""
-        found = [self.result, self.go, self.pidfd]
+        found = [self.result, self.start_event, self.pidfd]
         for pipe in self.outputs:
             found += [pipe.fd, pipe.guests_end, pipe.store.fd]
         return [fd for fd in found if fd >= 0]
 
     def close(self) -> None:
         """Close what is open but the result descriptor."""
-        for name in ("go", "pidfd"):
+        for name in ("start_event", "pidfd"):
             if (fd := getattr(self, name)) >= 0:
                 os.close(fd)
                 setattr(self, name, -1)
@@ -95,9 +95,9 @@ def report(
         oom_events=counters.oom_events,
         oom_kills=counters.oom_kills,
         oom_kills_local=counters.oom_kills_local,
-        memory_refused=attempt.cell.memory_refusable,
-        cpu_limited="cpu_seconds" in attempt.asked,
-        file_size_limited="file_size" in attempt.asked,
+        memory_refused=attempt.sandbox.memory_refusable,
+        cpu_limited="cpu_seconds" in attempt.requested,
+        file_size_limited="file_size" in attempt.requested,
     )
     outcome = judge(evidence)
     payload: bytes | tuple[bytes, bytes] = payload_bytes
@@ -111,13 +111,13 @@ def report(
     made = Report(
         attempt.order.number,
         outcome,
-        explain(evidence, outcome, attempt.asked),
+        explain(evidence, outcome, attempt.requested),
         delivery,
         exit_code,
         attempt.start_time,
         end_time,
         usage,
-        attempt.cell.enforcement,
+        attempt.sandbox.enforcement,
         payload,
         stored,
     )

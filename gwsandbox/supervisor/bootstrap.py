@@ -17,11 +17,12 @@ from typing import BinaryIO, NoReturn
 from gwsandbox.backends.base import Backend
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.rlimit import RlimitBackend
-from gwsandbox.ipc.channel import Link
+from gwsandbox.ipc.channel import Channel
 from gwsandbox.linux import syscalls
+from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 from gwsandbox.supervisor.reaper import keep
-from gwsandbox.supervisor.supervisor import Config, Supervisor
+from gwsandbox.supervisor.supervisor import Supervisor
 
 # How a clean interpreter answers that is to preload modules; what could not be imported, and why, follows the second.
 PRELOADED, NOT_PRELOADED = b"+", b"-"
@@ -29,21 +30,21 @@ PRELOADED, NOT_PRELOADED = b"+", b"-"
 BACKENDS: dict[str, Callable[[], Backend]] = {"cgroup": CgroupBackend, "rlimit": RlimitBackend}
 
 
-def become_keeper(
-    others: socket.socket,
+def run_reaper(
+    supervisor_end: socket.socket,
     gate: int,
     not_its_own: set[int],
     backend: Backend | None,
-    brought: dict[int, Task | Command],
+    inherited_tasks: dict[int, Task | Command],
 ) -> NoReturn:
     """In a child of the caller: wait at the gate, then keep a supervisor.
 
     Args:
-        others: The supervisor's end of the link.
+        supervisor_end: The supervisor's end of the link.
         gate: Where the caller writes what the run needs, once the backend is prepared.
         not_its_own: Descriptors of the caller's ends, which must end with the caller.
         backend: The caller's, or ``None`` in a clean interpreter.
-        brought: Tasks that came along with the fork.
+        inherited_tasks: Tasks that came along with the fork.
     """
     # In all processes that come from here the caller's heap shall stay shared with it: a collection would write to
     # every page. Only guests collect again.
@@ -53,14 +54,14 @@ def become_keeper(
         for fd in not_its_own:
             os.close(fd)
         with open(gate, "rb") as pipe:
-            backend = backend or _get_ready(pipe, others)
-            handover, config = pickle.load(pipe)
-        if not config.pass_through:
+            backend = backend or _get_ready(pipe, supervisor_end)
+            handover, options = pickle.load(pipe)
+        if not options.pass_through:
             os.setsid()  # the terminal's signals are the caller's business
         backend.accept(handover)
-        others.setblocking(False)
-        run = functools.partial(_supervise, others, backend, config, brought)
-        keep(backend, run, others.fileno())
+        supervisor_end.setblocking(False)
+        run = functools.partial(_supervise, supervisor_end, backend, options, inherited_tasks)
+        keep(backend, run, supervisor_end.fileno())
     except EOFError:
         os._exit(0)  # the caller is gone
     except BaseException:  # noqa: BLE001 - must not unwind into the caller's code
@@ -69,12 +70,12 @@ def become_keeper(
         os._exit(1)
 
 
-def _get_ready(gate: BinaryIO, others: socket.socket) -> Backend:
+def _get_ready(gate: BinaryIO, supervisor_end: socket.socket) -> Backend:
     """In a clean interpreter: what a fork would have brought along."""
     caller, sys.path[:], python_path, name, preload = pickle.load(gate)
     _restore_environment(python_path)
     if preload:
-        _preload(preload, others, caller)
+        _preload(preload, supervisor_end, caller)
     return BACKENDS[name]()
 
 
@@ -86,7 +87,7 @@ def _restore_environment(python_path: str | None) -> None:
         os.environ["PYTHONPATH"] = python_path
 
 
-def _preload(names: tuple[str, ...], others: socket.socket, caller: int) -> None:
+def _preload(names: tuple[str, ...], supervisor_end: socket.socket, caller: int) -> None:
     """Import what the guests shall find imported, and tell the caller, who waits."""
     syscalls.die_with_parent()  # else an import that never ends would outlive a caller that is killed
     if os.getppid() != caller:
@@ -96,19 +97,21 @@ def _preload(names: tuple[str, ...], others: socket.socket, caller: int) -> None
             importlib.import_module(name)
         except BaseException as error:  # noqa: BLE001 - a module may raise what it likes, SystemExit too
             told = name, traceback.format_exception_only(error)[-1].strip(), traceback.format_exc()
-            others.sendall(NOT_PRELOADED + pickle.dumps(told, protocol=5))
+            supervisor_end.sendall(NOT_PRELOADED + pickle.dumps(told, protocol=5))
             os._exit(1)
     syscalls.outlive_parent()
-    others.sendall(PRELOADED)
+    supervisor_end.sendall(PRELOADED)
 
 
-def _supervise(others: socket.socket, backend: Backend, config: Config, brought: dict[int, Task | Command]) -> None:
-    Supervisor(Link(others), backend, config, brought).run()
+def _supervise(
+    supervisor_end: socket.socket, backend: Backend, options: RunOptions, inherited_tasks: dict[int, Task | Command]
+) -> None:
+    Supervisor(Channel(supervisor_end), backend, options, inherited_tasks).run()
 
 
 def serve(link: int, gate: int) -> NoReturn:
-    """In a clean interpreter ("forkserver"): become the keeper."""
+    """In a clean interpreter ("forkserver"): become the reaper."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    others = socket.socket(fileno=link)
+    supervisor_end = socket.socket(fileno=link)
     os.set_inheritable(link, False)
-    become_keeper(others, gate, set(), None, {})
+    run_reaper(supervisor_end, gate, set(), None, {})

@@ -12,62 +12,71 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 from gwsandbox.backends.base import Backend, limit_resources
-from gwsandbox.guest.child import Manner
-from gwsandbox.guest.zygote import LARGEST_WORK, Zygote
 from gwsandbox.ipc import call, record
+from gwsandbox.ipc.birth import LARGEST_WORK
 from gwsandbox.ipc.channel import Order
 from gwsandbox.ipc.output_store import Store
 from gwsandbox.model.errors import SandboxError
+from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 from gwsandbox.supervisor.attempt import Attempt
 from gwsandbox.supervisor.event_loop import Loop
 from gwsandbox.supervisor.output import Budget, OutputPipe
+from gwsandbox.supervisor.zygote_process import ZygoteProcess
 
 _BIRTH_SECONDS = 0.5  # after which we look whether somebody has stopped the zygote
 _LOST_IN_A_ROW = 3  # zygotes that are killed one after the other before we give up what they were to fork
 
 
-class Nursery:
-    """Opens cells, has guests born into them, and keeps those until a slot is free.
+class Launcher:
+    """Opens sandboxes, has guests born into them, and keeps those until a slot is free.
 
-    ``fail`` is told of every order that comes to nothing, and ``give_back`` gets each that was lost with a zygote
+    ``fail`` is told of every order that comes to nothing, and ``requeue`` gets each that was lost with a zygote
     before its guest could do anything.
     """
 
     def __init__(
         self,
         backend: Backend,
-        brought: Mapping[int, Task | Command],
-        manner: Manner,
+        inherited_tasks: Mapping[int, Task | Command],
+        options: RunOptions,
         loop: Loop,
         *,
+        open_files: tuple[int, int],
         fail: Callable[[Order, Exception], None],
-        give_back: Callable[[Order], None],
+        requeue: Callable[[Order], None],
     ) -> None:
-        self.spares: deque[Attempt] = deque()
-        self.births: deque[Attempt] = deque()
+        self.ready: deque[Attempt] = deque()
+        self.starting: deque[Attempt] = deque()
         self.next_look: float | None = None
         self._backend = backend
-        self._brought = brought
-        self._manner = manner
+        self._inherited_tasks = inherited_tasks
+        self._options = options
+        self._open_files = open_files
         self._loop = loop
         self._fail = fail
-        self._give_back = give_back
-        self._zygote: Zygote | None = None
+        self._requeue = requeue
+        self._zygote: ZygoteProcess | None = None
         self._lost = 0
 
     def __len__(self) -> int:
         """Guests that wait or are being born."""
-        return len(self.spares) + len(self.births)
+        return len(self.ready) + len(self.starting)
 
     # --- the zygote ---------------------------------------------------------------------------------
 
     def open(self, not_callers: list[int]) -> None:
         """Fork a zygote, which closes ``not_callers``."""
-        here = [fd for attempt in (*self.births, *self.spares) for fd in attempt.descriptors()]
+        here = [fd for attempt in (*self.starting, *self.ready) for fd in attempt.descriptors()]
         ours = [self._loop.fileno(), *self._backend.descriptors(), *not_callers, *here]
-        self._zygote = Zygote(self._brought, ours, self._manner)
-        self._backend.adopt(self._zygote.pid, self.settle)
+        self._zygote = ZygoteProcess(
+            self._inherited_tasks,
+            ours,
+            self._options,
+            open_files=self._open_files,
+            be_subreaper=self._backend.needs_subreaper,
+        )
+        self._backend.adopt(self._zygote.pid, self.await_births)
         self._loop.watch(self._zygote.fileno(), select.EPOLLIN, self._answered)
 
     def close(self) -> None:
@@ -83,9 +92,9 @@ class Nursery:
             self._zygote.wake()
             self.next_look = now + _BIRTH_SECONDS
 
-    def settle(self) -> None:
+    def await_births(self) -> None:
         """Wait until every guest that the zygote was asked for is known: milliseconds."""
-        while self.births and self._zygote is not None:
+        while self.starting and self._zygote is not None:
             poll = select.poll()
             poll.register(self._zygote.fileno(), select.POLLIN)
             if poll.poll(_BIRTH_SECONDS * 1000):
@@ -98,12 +107,12 @@ class Nursery:
         self.close()
         self._lost += 1
         self.next_look = None
-        unborn, self.births = self.births, deque()
+        unborn, self.starting = self.starting, deque()
         for attempt in unborn:
-            self._bury(attempt)
+            self._abandon(attempt)
         for order in reversed([*(attempt.order for attempt in unborn), *unsent]):
             if self._lost < _LOST_IN_A_ROW:
-                self._give_back(order)
+                self._requeue(order)
             else:
                 order.close()
                 self._fail(order, SandboxError("fork guest: the zygote process was killed again and again"))
@@ -114,10 +123,10 @@ class Nursery:
 
     # --- births -------------------------------------------------------------------------------------
 
-    def order(self, order: Order, *, pass_through: bool) -> None:
-        """Open a cell for an order, and have a guest born into it."""
+    def order(self, order: Order) -> None:
+        """Open a sandbox for an order, and have a guest born into it."""
         try:
-            attempt = self._prepare(order, pass_through=pass_through)
+            attempt = self._prepare(order)
         except ConnectionError:  # the zygote was killed, and we hear of it here first
             self._zygote_lost(order)
             return
@@ -125,24 +134,24 @@ class Nursery:
             order.close()
             self._fail(order, error)
             return
-        self.births.append(attempt)
+        self.starting.append(attempt)
         if self.next_look is None:
             self.next_look = time.monotonic() + _BIRTH_SECONDS
 
-    def _prepare(self, order: Order, *, pass_through: bool) -> Attempt:
-        task = order.work if order.work is not None else self._brought.get(order.number)
+    def _prepare(self, order: Order) -> Attempt:
+        task = order.work if order.work is not None else self._inherited_tasks.get(order.number)
         with contextlib.ExitStack() as undo:
-            cell = self._backend.open(order.limits)
-            undo.callback(cell.close)
+            sandbox = self._backend.open(order.limits)
+            undo.callback(sandbox.close)
             result = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, result)
-            go = os.eventfd(0, os.EFD_CLOEXEC)
-            undo.callback(os.close, go)
-            asked = order.limits.asked()
-            if "file_size" in asked:
+            start_event = os.eventfd(0, os.EFD_CLOEXEC)
+            undo.callback(os.close, start_event)
+            requested = order.limits.requested()
+            if "file_size" in requested:
                 record.make_room(result)
-            attempt = Attempt(order, isinstance(task, Command), cell, result, go, [], asked)
-            for pipe in _output_pipes(attempt, pass_through=pass_through):
+            attempt = Attempt(order, isinstance(task, Command), sandbox, result, start_event, [], requested)
+            for pipe in _output_pipes(attempt, pass_through=self._options.pass_through):
                 undo.callback(pipe.close)
                 attempt.outputs.append(pipe)
             self._send(attempt, task)
@@ -167,8 +176,8 @@ class Nursery:
                 attempt.order.number,
                 {
                     "result": attempt.result,
-                    "go": attempt.go,
-                    "cgroup": attempt.cell.cgroup,
+                    "start_event": attempt.start_event,
+                    "cgroup": attempt.sandbox.cgroup,
                     "work": descriptor,
                     "stdin": stdin,
                     "stdout": stdout,
@@ -176,7 +185,7 @@ class Nursery:
                 },
                 work=work,
                 is_command=attempt.is_command,
-                data_limit=attempt.cell.data_limit_at_exec if attempt.is_command else 0,
+                data_limit=attempt.sandbox.data_limit_at_exec if attempt.is_command else 0,
             )
 
     def _answered(self) -> None:
@@ -189,8 +198,8 @@ class Nursery:
             return
         if pid is None:  # woken for an answer that was taken while we settled
             return
-        attempt = self.births.popleft()
-        self.next_look = time.monotonic() + _BIRTH_SECONDS if self.births else None
+        attempt = self.starting.popleft()
+        self.next_look = time.monotonic() + _BIRTH_SECONDS if self.starting else None
         self._lost = 0
         attempt.order.close()
         try:
@@ -202,35 +211,35 @@ class Nursery:
             attempt.pidfd = os.pidfd_open(pid)
             self._confine(attempt)
         except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
-            self._bury(attempt)
+            self._abandon(attempt)
             self._fail(attempt.order, error)
             return
-        self.spares.append(attempt)
+        self.ready.append(attempt)
 
     def _confine(self, attempt: Attempt) -> None:
         """What can be done from outside to a guest that waits."""
         for pipe in attempt.outputs:
             pipe.started()
-        attempt.cell.started(attempt.pid, keeps_memory=not attempt.is_command)
-        limit_resources(attempt.pid, attempt.asked)
+        attempt.sandbox.started(attempt.pid, keeps_memory=not attempt.is_command)
+        limit_resources(attempt.pid, attempt.requested)
 
-    def _bury(self, attempt: Attempt) -> None:
+    def _abandon(self, attempt: Attempt) -> None:
         """End an attempt whose guest never had its time, or was never born."""
-        attempt.cell.kill()
+        attempt.sandbox.kill()
         if attempt.pid:
             os.kill(attempt.pid, signal.SIGKILL)
             os.waitpid(attempt.pid, 0)
         attempt.close()
         os.close(attempt.result)
-        attempt.cell.close()
+        attempt.sandbox.close()
 
 
 def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPipe]:
     """For stdout and stderr, where the guest does not write to the caller's own."""
-    budget, store = Budget(attempt.asked.get("output")), Store()
+    budget, store = Budget(attempt.requested.get("output")), Store()
     if attempt.is_command and not pass_through:
         targets: tuple[int | None, ...] = (None, None)
     else:
-        targets = (1, 2) if "output" in attempt.asked else ()
+        targets = (1, 2) if "output" in attempt.requested else ()
     for number, target in enumerate(targets):
         yield OutputPipe(number, budget, store, target)

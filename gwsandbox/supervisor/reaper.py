@@ -1,7 +1,7 @@
-"""The keeper: a process between the caller and the supervisor that only waits for the supervisor.
+"""The reaper: a process between the caller and the supervisor that only waits for the supervisor.
 
 A guest runs as the same user as the supervisor and may stop or kill it. A stopped one would hold no deadline
-any more, so the keeper continues it at once. When it was killed, the keeper kills and removes what it left:
+any more, so the reaper continues it at once. When it was killed, the reaper kills and removes what it left:
 through its cgroups, and as the subreaper that its orphans are handed to.
 """
 
@@ -18,7 +18,7 @@ from gwsandbox.linux import procfs, syscalls
 
 
 def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn:
-    """Become the keeper of a supervisor, which runs ``supervise``. Every signal is blocked in both.
+    """Become the reaper of a supervisor, which runs ``supervise``. Every signal is blocked in both.
 
     Args:
         backend: Prepared; both processes have it.
@@ -36,7 +36,7 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
             if backend.needs_subreaper:
                 syscalls.be_subreaper()
             supervise()
-            os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the keeper too; now none is left
+            os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the reaper too; now none is left
             code = 0
         else:
             os.close(link)

@@ -7,16 +7,16 @@ Five kinds of processes take part::
 
     caller ──socket── supervisor ──socket── zygote
        │                  │  └─ waits for ─┐   │ clone3
-       └──fork── keeper ──┘                guest, guest, …   (one per task, each in a cell of its own)
+       └──fork── reaper ──┘                guest, guest, …   (one per task, each in a sandbox of its own)
 
 * The **caller** may have threads, hold gigabytes, block for minutes or be killed, so it supervises nothing. It
   sends ``Order`` s, as many as there are slots and a few to come, and receives ``Report`` s.
-* The **keeper** (``keeper.py``) only waits for the supervisor: it continues it if a guest has stopped it, and
+* The **reaper** (``reaper.py``) only waits for the supervisor: it continues it if a guest has stopped it, and
   clears up if it was killed.
 * The **supervisor** is single-threaded and has one epoll loop. It waits for the sockets, the guests' pidfds,
   their pipes, the "populated" event of their cgroups, the caller's pidfd, and the nearest deadline. Nothing is
   polled but what has no event: CPU time, and without cgroups memory.
-* The **zygote** (``zygote.py``) forks the guests, into the cells that the supervisor has opened for them.
+* The **zygote** (``zygote.py``) forks the guests, into the sandboxes that the supervisor has opened for them.
 * A **guest** (``guest.py``) is a fresh process. It comes as far as the task's first instruction and waits there
   for its time, while others run. Its record (``transport.py``) goes into a memfd that is passed on to the
   caller unread.
@@ -24,7 +24,7 @@ Five kinds of processes take part::
 Every signal is blocked here, so only SIGKILL ends a supervisor. It ends by itself when the caller has no more
 orders (its end of the socket is shut down) or is dead; what still runs then is cancelled.
 
-One attempt begins in the nursery (``nursery.py``), where its cell is opened and its guest born, and has its time
+One attempt begins in the launcher (``launcher.py``), where its sandbox is opened and its guest born, and has its time
 in the straight line of ``_attempt``: a generator that yields the descriptor to wait for next. The verdict is given
 once, after death, by ``judge``: the reason that was noted before a kill of ours comes first, then the kernel's
 counters, the wait status last.
@@ -41,18 +41,17 @@ import select
 import sys
 import time
 from collections import deque
-from typing import NamedTuple
 
 from gwsandbox.backends.base import Backend
-from gwsandbox.guest.child import Manner
-from gwsandbox.ipc.channel import LOST, Link, Order, Report
+from gwsandbox.ipc.channel import LOST, Channel, Order, Report
 from gwsandbox.model.errors import SandboxError
+from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome
 from gwsandbox.model.task import Command, Task
 from gwsandbox.model.verdict import Reason
 from gwsandbox.supervisor.attempt import Attempt, Steps, failure, report
 from gwsandbox.supervisor.event_loop import Loop
-from gwsandbox.supervisor.launcher import Nursery
+from gwsandbox.supervisor.launcher import Launcher
 from gwsandbox.supervisor.output import OutputPipe
 
 # Reports that the caller has not fetched hold memory and descriptors; past these no further guest is started.
@@ -63,89 +62,69 @@ _UNREAD_DESCRIPTORS = 32
 _AHEAD = 1
 
 
-class Config(NamedTuple):
-    """What a supervisor needs to know of its run.
-
-    Args:
-        max_workers: Guests at a time.
-        caller: Pid of the caller.
-        collect_garbage: Whether the caller has the garbage collector on.
-        pass_through: Programs keep the caller's terminal, session and standard descriptors.
-        trusted: Python calls hold the caller's descriptors; see ``engine.Settings``.
-    """
-
-    max_workers: int
-    caller: int
-    collect_garbage: bool = True
-    pass_through: bool = False
-    trusted: bool = True
-
-
 class Supervisor:
     """One run: see the module's text."""
 
-    def __init__(self, link: Link, backend: Backend, config: Config, brought: dict[int, Task | Command]) -> None:
+    def __init__(
+        self, link: Channel, backend: Backend, options: RunOptions, inherited_tasks: dict[int, Task | Command]
+    ) -> None:
         """Take over this process.
 
         Args:
             link: The supervisor's end.
             backend: Prepared, in the caller's process.
-            config: Of this run.
-            brought: Tasks that came along with the fork, by number.
+            options: Of this run.
+            inherited_tasks: Tasks that came along with the fork, by number.
         """
-        manner = Manner(
-            keep_terminal=config.pass_through,
-            keep_descriptors=config.trusted,
-            be_subreaper=backend.needs_subreaper,
-            collect_garbage=config.collect_garbage,
-            open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
-        )
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Each guest takes up to ten descriptors here: the usual soft limit of 1024 is a hundred workers.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (manner.open_files[1],) * 2)
-        self._link = link
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files[1],) * 2)
+        self._channel = link
         self._link_mask = 0
         self._backend = backend
-        self._config = config
+        self._options = options
         self._loop = Loop()
         self._callers_end = -1
-        self._nursery = Nursery(backend, brought, manner, self._loop, fail=self._fail, give_back=self._take_back)
+        self._launcher = Launcher(
+            backend, inherited_tasks, options, self._loop, open_files=open_files, fail=self._fail, requeue=self._requeue
+        )
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
         self._closing = False
 
     def run(self) -> None:
         """Until the caller is done or gone."""
-        if not self._config.pass_through:
+        if not self._options.pass_through:
             _read_nothing()
-        self._callers_end = os.pidfd_open(self._config.caller)
+        self._callers_end = os.pidfd_open(self._options.caller)
         self._loop.watch(self._callers_end, select.EPOLLIN, self._close_down)
-        self._nursery.open([self._link.fileno(), self._callers_end])
+        self._launcher.open([self._channel.fileno(), self._callers_end])
         while True:
             self._fill_slots()
             self._update_link()
             self._order_births()
-            if self._link.waiting_bytes:  # an order came to nothing: nothing else would wake us for its report
+            if self._channel.waiting_bytes:  # an order came to nothing: nothing else would wake us for its report
                 self._update_link()
             if self._done():  # asked after the last report was sent: nothing would wake us any more
                 break
             self._loop.turn(self._seconds_to_wait())
-            self._look_at_clocks()
-        self._nursery.close()
+            self._check_deadlines()
+        self._launcher.close()
         # First all cgroups, then the end of the socket: who reads that finds nothing left.
         self._backend.destroy()
-        self._link.close()
+        self._channel.close()
 
     def _done(self) -> bool:
-        return self._closing and not (self._attempts or len(self._nursery) or self._link.waiting_bytes)
+        return self._closing and not (self._attempts or len(self._launcher) or self._channel.waiting_bytes)
 
     def _seconds_to_wait(self) -> float | None:
         moments = [moment for attempt in self._attempts.values() for moment in (attempt.deadline, attempt.next_check)]
-        times = [moment for moment in (*moments, self._nursery.next_look) if moment is not None]
+        times = [moment for moment in (*moments, self._launcher.next_look) if moment is not None]
         return max(min(times) - time.monotonic(), 0) if times else None
 
-    def _look_at_clocks(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
-        self._nursery.look(now)
+        self._launcher.look(now)
         for attempt in list(self._attempts.values()):
             if attempt.deadline is not None and now >= attempt.deadline:
                 attempt.end(Reason.DEADLINE)
@@ -154,7 +133,7 @@ class Supervisor:
 
     def _check(self, attempt: Attempt, now: float) -> None:
         try:
-            check = attempt.cell.check()
+            check = attempt.sandbox.check()
         except Exception as error:  # noqa: BLE001 - a limit that cannot be held any more; the run goes on
             self._give_up(attempt, error)
             return
@@ -164,10 +143,10 @@ class Supervisor:
 
     # --- the caller ---------------------------------------------------------------------------------
 
-    def _talk(self) -> None:
+    def _handle_caller(self) -> None:
         try:
-            self._link.flush()
-            for orders, descriptor in self._link.receive():
+            self._channel.flush()
+            for orders, descriptor in self._channel.receive():
                 if descriptor == LOST:
                     self._fail(orders[0], SandboxError("receive task", errno=errno.EMFILE, remedy="raise ulimit -n"))
                 elif descriptor is not None:
@@ -179,34 +158,34 @@ class Supervisor:
 
     def _update_link(self) -> None:
         """Send what is waiting, and be woken for what the socket does not take."""
-        if self._link.waiting_bytes:
+        if self._channel.waiting_bytes:
             try:
-                self._link.flush()
+                self._channel.flush()
             except OSError:
                 self._close_down()
-                self._link.drop()
+                self._channel.drop()
         mask = 0 if self._closing else select.EPOLLIN
-        if self._link.waiting_bytes:
+        if self._channel.waiting_bytes:
             mask |= select.EPOLLOUT
         if mask != self._link_mask:
             # Not left registered for nothing: EPOLLHUP comes unasked, and would keep us awake.
-            self._loop.forget(self._link.fileno())
+            self._loop.forget(self._channel.fileno())
             if mask:
-                self._loop.watch(self._link.fileno(), mask, self._talk)
+                self._loop.watch(self._channel.fileno(), mask, self._handle_caller)
             self._link_mask = mask
 
     def _is_clogged(self) -> bool:
         """Whether the caller has not fetched so much that nothing more shall be started."""
-        return self._link.waiting_bytes >= _UNREAD_BYTES or self._link.waiting_descriptors >= _UNREAD_DESCRIPTORS
+        return self._channel.waiting_bytes >= _UNREAD_BYTES or self._channel.waiting_descriptors >= _UNREAD_DESCRIPTORS
 
     def _fail(self, order: Order, error: Exception) -> None:
-        self._link.post(failure(order, error))
+        self._channel.post(failure(order, error))
 
     def _cancel(self, order: Order) -> None:
         order.close()
-        self._link.post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
+        self._channel.post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
 
-    def _take_back(self, order: Order) -> None:
+    def _requeue(self, order: Order) -> None:
         """Its guest was lost before it could do anything: it is the next to be tried once more."""
         if self._closing:
             self._cancel(order)
@@ -231,18 +210,18 @@ class Supervisor:
         While others run, the next one comes as far as the task's first instruction: a slot that comes free is
         busy again after one write.
         """
-        wanted = self._config.max_workers - len(self._attempts) + _AHEAD
-        while self._orders and len(self._nursery) < wanted and not self._is_clogged():
-            if not self._nursery.has_zygote:
+        wanted = self._options.max_workers - len(self._attempts) + _AHEAD
+        while self._orders and len(self._launcher) < wanted and not self._is_clogged():
+            if not self._launcher.has_zygote:
                 running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
                 waiting = [order.descriptor for order in self._orders if order.descriptor is not None]
-                self._nursery.open([self._link.fileno(), self._callers_end, *running, *waiting])
-            self._nursery.order(self._orders.popleft(), pass_through=self._config.pass_through)
+                self._launcher.open([self._channel.fileno(), self._callers_end, *running, *waiting])
+            self._launcher.order(self._orders.popleft())
 
     def _fill_slots(self) -> None:
         """Let waiting guests begin, while there are free slots."""
-        spares = self._nursery.spares
-        while spares and (self._closing or len(self._attempts) < self._config.max_workers):
+        spares = self._launcher.ready
+        while spares and (self._closing or len(self._attempts) < self._options.max_workers):
             attempt = spares.popleft()
             self._begin(attempt)
             if self._closing:
@@ -251,13 +230,13 @@ class Supervisor:
     def _begin(self, attempt: Attempt) -> None:
         """The task's time begins."""
         attempt.start_time, attempt.started = time.time(), time.monotonic()
-        wall, first = attempt.asked.get("wall_seconds"), attempt.cell.first_check
+        wall, first = attempt.requested.get("wall_seconds"), attempt.sandbox.first_check
         attempt.deadline = None if wall is None else attempt.started + wall
         attempt.next_check = None if first is None else attempt.started + first
         if not self._closing:  # else it is about to be killed, and shall have done nothing
-            os.eventfd_write(attempt.go, 1)
-        os.close(attempt.go)
-        attempt.go = -1
+            os.eventfd_write(attempt.start_event, 1)
+        os.close(attempt.start_event)
+        attempt.start_event = -1
         self._attempts[attempt.order.number] = attempt
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
@@ -285,7 +264,7 @@ class Supervisor:
     def _give_up(self, attempt: Attempt, error: Exception) -> None:
         """We failed in the middle of an attempt: nothing of it may live on, and the caller is told."""
         with contextlib.suppress(Exception):
-            attempt.cell.kill()
+            attempt.sandbox.kill()
         for fd in attempt.descriptors():
             self._loop.forget(fd)
         attempt.close()
@@ -303,20 +282,20 @@ class Supervisor:
             reaped, status, rusage = os.wait4(attempt.pid, os.WNOHANG)
         attempt.dead = True
         elapsed, end_time = time.monotonic() - attempt.started, time.time()
-        while (left := attempt.cell.left()) is not None:
-            attempt.cell.kill()
+        while (left := attempt.sandbox.remaining()) is not None:
+            attempt.sandbox.kill()
             yield left, select.EPOLLPRI | select.EPOLLIN
         for pipe in attempt.outputs:
-            yield from self._last_words(attempt, pipe)
+            yield from self._drain_output(attempt, pipe)
         del self._attempts[attempt.order.number]
         self._fill_slots()  # the next one works while we take stock of this one
-        usage, counters = attempt.cell.usage(elapsed, rusage)
-        attempt.cell.close()
+        usage, counters = attempt.sandbox.usage(elapsed, rusage)
+        attempt.sandbox.close()
         made, large = report(attempt, os.waitstatus_to_exitcode(status), end_time, usage, counters)
         attempt.close()
         if large != attempt.result:
             os.close(attempt.result)
-        self._link.post(made, large)
+        self._channel.post(made, large)
 
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
         """Read what is there, and wait for more, or until what came can be passed on."""
@@ -332,7 +311,7 @@ class Supervisor:
         else:
             self._loop.watch(pipe.fd, select.EPOLLIN, again)
 
-    def _last_words(self, attempt: Attempt, pipe: OutputPipe) -> Steps:
+    def _drain_output(self, attempt: Attempt, pipe: OutputPipe) -> Steps:
         """Nobody writes any more: read to the end, and pass all of it on."""
         self._forget_output(pipe)
         while True:
@@ -342,7 +321,7 @@ class Supervisor:
             if pipe.pass_on() and pipe.target is not None:
                 yield pipe.target, select.EPOLLOUT
             else:
-                return  # if it has not ended now, somebody outside of the cell holds the other end
+                return  # if it has not ended now, somebody outside of the sandbox holds the other end
 
     def _forget_output(self, pipe: OutputPipe) -> None:
         self._loop.forget(pipe.fd)

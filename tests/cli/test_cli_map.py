@@ -367,7 +367,7 @@ def test_a_signal_in_the_middle(
         "the same command does the rest\n"
     )
     assert sorted(os.listdir(place / "out")) == ["1", "2", "3", "4"]  # and no staging folder
-    (place.parent / "signs" / "go").touch()
+    (place.parent / "signs" / "start_event").touch()
     code, _, stderr = convert(place, "--report", "r.jsonl", "--workers", "2", backend=backend)
     assert (code, summary(stderr)) == (0, "gwsandbox map: 5 succeeded, 4 skipped")
     assert sorted(row["input"] for row in rows(place / "r.jsonl")) == [f"in/{name}" for name in range(1, 10)]
@@ -395,7 +395,7 @@ def test_after_sigkill_the_same_command_does_the_rest(interrupted: tuple[Running
         assert not tasks.living_after(30)
     left = [name for name in os.listdir(place / "out") if name.startswith(".gwsandbox-")]
     assert len(left) == 1
-    (place.parent / "signs" / "go").touch()
+    (place.parent / "signs" / "start_event").touch()
     code, _, stderr = convert(place, "--report", "r.jsonl", backend=backend)
     assert (code, summary(stderr)) == (0, "gwsandbox map: 5 succeeded, 4 skipped")
     assert sorted(os.listdir(place / "out")) == [str(name) for name in range(1, 10)]
@@ -412,7 +412,7 @@ def test_another_runs_staging_folder_and_report_are_left_alone(interrupted: tupl
         "wait for that, or choose another one by --report\n"
     )
     assert cli("map", *words, cwd=place).returncode == 0
-    (place.parent / "signs" / "go").touch()
+    (place.parent / "signs" / "start_event").touch()
     code, _, stderr = command.end()
     assert (code, summary(stderr)) == (0, "gwsandbox map: 9 succeeded")
     assert sorted(os.listdir(place / "out")) == [*(str(name) for name in range(1, 10)), "x"]

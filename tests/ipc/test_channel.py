@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from support import MIB, examples
 
 from gwsandbox import Limits, Outcome
-from gwsandbox.ipc.channel import LOST, Link, Order, Report
+from gwsandbox.ipc.channel import LOST, Channel, Order, Report
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Link, Link]]:
+def pair() -> Iterator[tuple[Channel, Channel]]:
     ends = socket.socketpair()
-    links = Link(ends[0]), Link(ends[1])
+    links = Channel(ends[0]), Channel(ends[1])
     yield links
     for link in links:
         link.close()
@@ -42,14 +42,14 @@ def content(fd: int | None) -> bytes:
         return file.read()
 
 
-def receive(link: Link, count: int) -> list[tuple[Any, int | None]]:
+def receive(link: Channel, count: int) -> list[tuple[Any, int | None]]:
     found: list[tuple[Any, int | None]] = []
     while len(found) < count:
         found += link.receive()
     return found
 
 
-def test_orders_and_reports(pair: tuple[Link, Link]) -> None:
+def test_orders_and_reports(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     orders = [Order(1, Limits(memory=5)), Order(2, Limits(), b"packed")]
     one.post(orders)
@@ -60,7 +60,7 @@ def test_orders_and_reports(pair: tuple[Link, Link]) -> None:
     assert receive(one, 1) == [(report(1, b"x"), None)]
 
 
-def test_nothing_is_sent_before_flush(pair: tuple[Link, Link]) -> None:
+def test_nothing_is_sent_before_flush(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     other._socket.setblocking(False)
     one.post(report(1))
@@ -71,7 +71,7 @@ def test_nothing_is_sent_before_flush(pair: tuple[Link, Link]) -> None:
     assert len(other.receive()) == 1
 
 
-def test_each_descriptor_comes_with_its_own_frame(pair: tuple[Link, Link]) -> None:
+def test_each_descriptor_comes_with_its_own_frame(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     for number in range(20):
         one.post(report(number), descriptor(b"%d" % number) if number % 3 else None)
@@ -113,8 +113,8 @@ def test_frames_cut_at_any_byte_arrive_whole_with_their_descriptors(
     messages: list[tuple[bytes, bool]], sent: list[int], received: list[int]
 ) -> None:
     ends = socket.socketpair()
-    one = Link(Cutting(ends[0], _cycle(sent)))  # type: ignore[arg-type]
-    other = Link(Cutting(ends[1], _cycle(received)))  # type: ignore[arg-type]
+    one = Channel(Cutting(ends[0], _cycle(sent)))  # type: ignore[arg-type]
+    other = Channel(Cutting(ends[1], _cycle(received)))  # type: ignore[arg-type]
     for number, (payload, with_descriptor) in enumerate(messages):
         one.post(report(number, payload), descriptor(payload) if with_descriptor else None)
     ends[0].setblocking(False)
@@ -137,7 +137,7 @@ def _cycle(sizes: list[int]) -> Iterator[int]:
         yield from sizes
 
 
-def test_what_a_full_socket_does_not_take_waits(pair: tuple[Link, Link]) -> None:
+def test_what_a_full_socket_does_not_take_waits(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     one._socket.setblocking(False)
     for number in range(8):
@@ -152,7 +152,7 @@ def test_what_a_full_socket_does_not_take_waits(pair: tuple[Link, Link]) -> None
     assert [content(fd) for _, fd in found] == [b"%d" % number for number in range(8)]
 
 
-def test_the_end_of_the_other_side(pair: tuple[Link, Link]) -> None:
+def test_the_end_of_the_other_side(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     one.post(report(1))
     one.flush()
@@ -165,7 +165,7 @@ def test_the_end_of_the_other_side(pair: tuple[Link, Link]) -> None:
     assert receive(one, 1)[0][0].number == 2
 
 
-def test_a_peer_that_is_gone(pair: tuple[Link, Link]) -> None:
+def test_a_peer_that_is_gone(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     other.post(report(1))
     other.flush()
@@ -183,7 +183,7 @@ def test_a_peer_that_is_gone(pair: tuple[Link, Link]) -> None:
     one.end_of_orders()  # says nothing about it
 
 
-def test_a_frame_that_ends_in_the_middle_is_no_message(pair: tuple[Link, Link]) -> None:
+def test_a_frame_that_ends_in_the_middle_is_no_message(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     one.post(report(1))
     whole = bytes(one._outbox[0][0])
@@ -197,12 +197,12 @@ def test_a_frame_that_ends_in_the_middle_is_no_message(pair: tuple[Link, Link]) 
 
 def test_descriptors_that_were_not_delivered_are_closed() -> None:
     ends = socket.socketpair()
-    one, other = Link(ends[0]), Link(ends[1])
+    one, other = Channel(ends[0]), Channel(ends[1])
     one.post(report(1), descriptor(b"never sent"))
     one.close()
     other.close()
     ends = socket.socketpair()
-    one, other = Link(ends[0]), Link(ends[1])
+    one, other = Channel(ends[0]), Channel(ends[1])
     one.post(report(1, bytes(1000)), descriptor(b"sent with half a frame"))
     view, fd = one._outbox[0]
     one._outbox[0] = (view[:100], fd)
@@ -212,7 +212,7 @@ def test_descriptors_that_were_not_delivered_are_closed() -> None:
     other.close()  # the fixture of all tests would find them
 
 
-def test_a_descriptor_that_does_not_fit_is_said_to_be_lost(pair: tuple[Link, Link]) -> None:
+def test_a_descriptor_that_does_not_fit_is_said_to_be_lost(pair: tuple[Channel, Channel]) -> None:
     import resource
 
     one, other = pair

@@ -189,7 +189,7 @@ def test_is_frozen_hashable_and_keyword_only() -> None:
 
 
 def test_zero_is_no_limit_and_none_is_not_said() -> None:
-    assert Limits(memory=0, pids=None, cpus=0.5).asked() == {"cpus": 0.5}
+    assert Limits(memory=0, pids=None, cpus=0.5).requested() == {"cpus": 0.5}
 
 
 def test_overriding_goes_field_by_field() -> None:
@@ -197,7 +197,7 @@ def test_overriding_goes_field_by_field() -> None:
     assert outer.overridden_by(None) is outer
     assert outer.overridden_by(Limits()) is outer
     assert outer.overridden_by(Limits(memory=7, wall_seconds=0)) == Limits(memory=7, wall_seconds=0, pids=3)
-    assert outer.overridden_by(Limits(wall_seconds=0)).asked() == {"memory": 100, "pids": 3}
+    assert outer.overridden_by(Limits(wall_seconds=0)).requested() == {"memory": 100, "pids": 3}
 
 
 _some_limits = st.builds(
@@ -216,7 +216,7 @@ def test_overriding_is_associative(a: Limits, b: Limits, c: Limits) -> None:
 
 @given(_some_limits)
 def test_what_is_asked_is_what_is_not_none_or_zero(limits: Limits) -> None:
-    asked = limits.asked()
+    asked = limits.requested()
     assert all(asked.values())
     assert Limits(**asked) == Limits(**{name: value for name in ALL_FIELDS if (value := getattr(limits, name))})
 

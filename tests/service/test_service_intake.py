@@ -20,8 +20,8 @@ SETTLE = 0.2
 
 
 @contextlib.contextmanager
-def watching(folder: Path, settle: float = 3600) -> Iterator[Intake]:
-    with contextlib.closing(Intake(str(folder), settle)) as intake:
+def watching(folder: Path, await_births: float = 3600) -> Iterator[Intake]:
+    with contextlib.closing(Intake(str(folder), await_births)) as intake:
         intake.look()
         yield intake
 
@@ -63,7 +63,7 @@ def test_taken_when_moved_here(tmp_path: Path) -> None:
 
 
 def test_producers_own_names_and_folders_are_left(tmp_path: Path) -> None:
-    with watching(tmp_path, settle=0) as intake:
+    with watching(tmp_path, await_births=0) as intake:
         (tmp_path / ".a").touch()
         (tmp_path / "a.part").touch()
         (tmp_path / "folder").mkdir()
@@ -105,7 +105,7 @@ def test_old_files_are_taken_at_once_and_in_order(tmp_path: Path) -> None:
     for n, name in enumerate(["b", "a", "c"]):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, ns=(n, n))
-    with watching(tmp_path, settle=0) as intake:
+    with watching(tmp_path, await_births=0) as intake:
         assert ready(intake) == ["b", "a", "c"]
 
 
@@ -113,7 +113,7 @@ def test_fresh_files_have_to_settle(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     os.utime(tmp_path / "a", (0, 0))  # as cp -p does: its mtime says nothing
     began = time.monotonic()
-    with watching(tmp_path, settle=SETTLE) as intake:
+    with watching(tmp_path, await_births=SETTLE) as intake:
         assert ready(intake) == []
         assert 0 < intake.seconds_to_wait() <= SETTLE
         assert wait_and_look(intake) == ["a"]
@@ -124,7 +124,7 @@ def test_what_goes_on_changing_is_not_taken(tmp_path: Path, monkeypatch: pytest.
     now = 100.0
     monkeypatch.setattr(time, "time", lambda: 0.0)
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with (tmp_path / "a").open("w") as file, watching(tmp_path, settle=10) as intake:
+    with (tmp_path / "a").open("w") as file, watching(tmp_path, await_births=10) as intake:
         now += 9
         assert ready(intake) == []
         for _ in range(3):
@@ -143,7 +143,7 @@ def test_what_goes_on_changing_is_not_taken(tmp_path: Path, monkeypatch: pytest.
 def test_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").touch()
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    with watching(tmp_path, settle=SETTLE) as intake:
+    with watching(tmp_path, await_births=SETTLE) as intake:
         assert ready(intake) == []
         assert wait_and_look(intake) == ["a"]
 
@@ -152,7 +152,7 @@ def test_made_by_a_second_name(tmp_path: Path) -> None:
     """As a maildir is delivered to: link, then unlink the first name."""
     (tmp_path / "in").mkdir()
     (tmp_path / "x").touch()
-    with watching(tmp_path / "in", settle=SETTLE) as intake:
+    with watching(tmp_path / "in", await_births=SETTLE) as intake:
         os.link(tmp_path / "x", tmp_path / "in" / "a")
         assert ready(intake) == []
         (tmp_path / "x").unlink()
@@ -164,7 +164,7 @@ def test_made_by_a_second_name(tmp_path: Path) -> None:
 
 def test_what_cannot_be_taken_is_told_of_once(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    with watching(tmp_path, settle=0) as intake:
+    with watching(tmp_path, await_births=0) as intake:
         assert ready(intake) == ["a"]
         assert intake.leave("a")
         assert not intake.leave("a")
@@ -180,7 +180,7 @@ def test_a_flood_is_taken_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(intake_module, "_MOST_READY", 10)
     for n in range(25):
         (tmp_path / f"old-{n}").touch()
-    with watching(tmp_path, settle=0) as intake:
+    with watching(tmp_path, await_births=0) as intake:
         assert len(intake) == 10
         for n in range(25):
             (tmp_path / f"new-{n}").touch()
@@ -196,7 +196,7 @@ def test_a_flood_is_taken_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_events_that_were_lost(tmp_path: Path) -> None:
     with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
         most = int(file.read())
-    with watching(tmp_path, settle=0) as intake:
+    with watching(tmp_path, await_births=0) as intake:
         for n in range(most // 3 + 10):  # three events each
             (tmp_path / str(n % 50)).touch()
         (tmp_path / "last").touch()

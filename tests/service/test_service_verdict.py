@@ -90,7 +90,7 @@ def test_what_the_function_raised_is_told(tmp_path: object, monkeypatch: pytest.
     assert ending.outcome == "FAILED"
     assert ending.detail.startswith("the function raised: ValueError: bad \\udcff \\x1b[31mxxx")
     assert len(ending.detail) <= 2000
-    assert "test_service_verdict.py" in (call.what_was_told(value) or {})["traceback"]
+    assert "test_service_verdict.py" in (call.failure_of(value) or {})["traceback"]
 
 
 @pytest.mark.parametrize(

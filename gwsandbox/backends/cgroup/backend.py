@@ -79,7 +79,7 @@ class CgroupBackend:
         self._controllers = frozenset(controllers)
         self._folder = run_group.hold(self._path)
 
-    def adopt(self, zygote: int, settle: Callable[[], None]) -> None:
+    def adopt(self, zygote: int, await_births: Callable[[], None]) -> None:
         """Nothing to do: it stays where the supervisor is."""
 
     def descriptors(self) -> list[int]:
@@ -91,8 +91,8 @@ class CgroupBackend:
         Raises:
             CgroupError: The kernel refused, or a limit has no controller to hold it.
         """
-        asked = limits.asked()
-        key = tuple(asked)
+        requested = limits.requested()
+        key = tuple(requested)
         if key not in self._enforcements:
             self._enforcements[key] = self._enforce(key)
         self._opened += 1
@@ -106,17 +106,17 @@ class CgroupBackend:
             undo.callback(os.rmdir, name, dir_fd=self._folder)
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
             undo.callback(os.close, folder)
-            leaf = Leaf(path, folder, asked, self._enforcements[key], self._fork)
+            leaf = Leaf(path, folder, requested, self._enforcements[key], self._fork)
             leaf.write_limits()
             undo.pop_all()
         return leaf
 
-    def _enforce(self, asked: tuple[str, ...]) -> Enforcement:
+    def _enforce(self, requested: tuple[str, ...]) -> Enforcement:
         degraded = {}
-        if "cpus" in asked and "cpu" not in self._controllers:
+        if "cpus" in requested and "cpu" not in self._controllers:
             degraded["cpus"] = "the cpu controller is not delegated: set Delegate=cpu memory pids in the unit"
-        held = {name: _HELD_BY[name] for name in asked if name not in degraded}
-        if "memory" in asked:
+        held = {name: _HELD_BY[name] for name in requested if name not in degraded}
+        if "memory" in requested:
             held["swap"] = _HELD_BY["swap"]
         return Enforcement(self.name, held, degraded)
 

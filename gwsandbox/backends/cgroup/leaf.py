@@ -34,24 +34,24 @@ class Leaf:
     data_limit_at_exec = 0
 
     def __init__(
-        self, path: str, folder: int, asked: Mapping[str, float], enforcement: Enforcement, fork: ForkMemory
+        self, path: str, folder: int, requested: Mapping[str, float], enforcement: Enforcement, fork: ForkMemory
     ) -> None:
         self.path = path
         self.enforcement = enforcement
         self.cgroup = folder
-        self._asked = asked
+        self._requested = requested
         self._fork = fork
         self._keeps_memory = False
         self._events = -1
-        self._cpu_limit = asked.get("cpu_seconds")
+        self._cpu_limit = requested.get("cpu_seconds")
         self.first_check = None if self._cpu_limit is None else self._cpu_limit / (os.cpu_count() or 1)
 
     def write_limits(self) -> None:
-        asked = self._asked
-        if memory := asked.get("memory"):
+        requested = self._requested
+        if memory := requested.get("memory"):
             # First oom.group and swap, so that there is no instant in which only half of it holds.
             self._write("memory.oom.group", "1")
-            swap = int(asked.get("swap", 0))
+            swap = int(requested.get("swap", 0))
             # Without swap accounting (swapaccount=0) there is no such file.
             if not self._write("memory.swap.max", str(swap)) and _swap_is_on():
                 raise CgroupError(
@@ -60,9 +60,9 @@ class Leaf:
                     remedy="boot with swapaccount=1, or swapoff -a",
                 )
             self._write("memory.max", str(int(memory)))
-        if pids := asked.get("pids"):
+        if pids := requested.get("pids"):
             self._write("pids.max", str(int(pids)))
-        if (cpus := asked.get("cpus")) and "cpus" not in self.enforcement.degraded:
+        if (cpus := requested.get("cpus")) and "cpus" not in self.enforcement.degraded:
             self._write("cpu.max", f"{int(cpus * _CPU_PERIOD)} {_CPU_PERIOD}")
 
     def _write(self, name: str, value: str) -> bool:
@@ -85,7 +85,7 @@ class Leaf:
     def kill(self) -> None:
         run_group.kill(self.cgroup, self.path)
 
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         if self._events < 0:
             self._events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.cgroup)
         # Read through the descriptor that is waited on: a change after this read wakes the waiter.
@@ -122,17 +122,17 @@ class Leaf:
         if (text := self._read("memory.peak")) is not None:
             return files.parse_number(text), "memory.peak"
         if files.parse_flat(self._read("memory.events.local")).get("max"):
-            return int(self._asked["memory"]), "memory.max was reached (no memory.peak before Linux 5.19)"
+            return int(self._requested["memory"]), "memory.max was reached (no memory.peak before Linux 5.19)"
         largest = largest_process(rusage, self._fork.resident or 0, keeps_memory=self._keeps_memory)
         return largest, "ru_maxrss of the largest process (no memory.peak before Linux 5.19)"
 
     def _pids_peak(self, hits: int | None) -> tuple[int | None, str]:
         if (text := self._read("pids.peak")) is None and hits:
-            return int(self._asked["pids"]), "pids.max was reached (no pids.peak before Linux 6.1)"
+            return int(self._requested["pids"]), "pids.max was reached (no pids.peak before Linux 6.1)"
         return files.parse_number(text), "pids.peak"
 
     def _swap_peak(self) -> tuple[int | None, str]:
-        if "memory" in self._asked and not self._asked.get("swap"):
+        if "memory" in self._requested and not self._requested.get("swap"):
             return 0, "memory.swap.max=0"
         return files.parse_number(self._read("memory.swap.peak")), "memory.swap.peak"
 

@@ -76,7 +76,7 @@ class Run:
             self.ledger.begin()
         request = self.request
         with (
-            told_warnings(wanted=bool(request.limits.asked())),
+            told_warnings(wanted=bool(request.limits.requested())),
             ProcessManager(request.workers, limits=request.limits, backend=request.backend) as manager,
             Progress(len(todo)) as progress,
             signals.until_clean_up(),

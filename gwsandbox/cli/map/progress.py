@@ -121,10 +121,10 @@ def _rich_bar(total: int) -> Any:
 
 def print_table(rows: Iterable[tuple[str, TaskResult]]) -> None:
     """Outcome, time, peak memory and file of each, on stdout, sorted by file."""
-    cells = [("OUTCOME", "TIME", "PEAK MEMORY", "FILE")]
+    sandboxes = [("OUTCOME", "TIME", "PEAK MEMORY", "FILE")]
     for path, result in sorted(rows, key=lambda row: row[0]):
         peak = result.usage.memory_peak_bytes
-        cells.append(
+        sandboxes.append(
             (
                 result.outcome.name,
                 "-" if result.elapsed_time is None else f"{result.elapsed_time:.2f} s",
@@ -132,6 +132,6 @@ def print_table(rows: Iterable[tuple[str, TaskResult]]) -> None:
                 shown(path),
             )
         )
-    widths = [max(len(row[column]) for row in cells) for column in range(3)]
-    for outcome, seconds, size, path in cells:
+    widths = [max(len(row[column]) for row in sandboxes) for column in range(3)]
+    for outcome, seconds, size, path in sandboxes:
         print(f"{outcome:<{widths[0]}}  {seconds:>{widths[1]}}  {size:>{widths[2]}}  {path}")

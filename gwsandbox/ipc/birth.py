@@ -1,0 +1,31 @@
+"""What the supervisor and its zygote say to each other: "fork a guest with these descriptors", and the pid.
+
+Each message is one packet of a Unix socket of type SOCK_SEQPACKET, so that its descriptors cannot be taken for those
+of another. Both ends are processes of ours.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+REQUEST = struct.Struct("=QQBB")
+"""Number of the task, RLIMIT_DATA of a program in bytes (0: none), whether it is a program, and which of ``ROLES``
+come along. What follows is the packed task, where it was queued late and is small."""
+
+ANSWER = struct.Struct("=i")
+"""Pid of the guest, or minus an errno."""
+
+ROLES = ("result", "start_event", "cgroup", "work", "stdin", "stdout", "stderr")
+"""The descriptors of a guest, in the order in which they travel."""
+
+CGROUP, WORK, STDIN, STDOUT, STDERR = (1 << place for place in range(2, len(ROLES)))
+"""The bits of those that a guest need not have."""
+
+RIGHTS = [struct.Struct(f"={count}i") for count in range(len(ROLES) + 1)]
+"""Descriptors as they come along, by their number."""
+
+LARGEST_WORK = 1 << 16
+"""Bytes of a packed task up to which it travels in the message."""
+
+TRUNCATED = int(socket.MSG_CTRUNC)  # a plain number: Python computes with an enum's members in Python
