@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice, repeat, starmap
 from types import TracebackType
 from typing import Literal, Self
 
@@ -82,10 +84,12 @@ class ProcessManager:
         self.task_results: list[TaskResult] = []
         self._backend = choose_backend(backend, stacklevel=3)
         self._may_degrade = backend == "auto"
+        # Ctrl-C may come between any two bytecodes: see client/session.py for what follows from that.
         self._queue: deque[tuple[int, Work] | Iterator[Work]] = deque()
+        self._drawn: deque[tuple[int, Work]] = deque()  # at most one, from the iterator at the head of the queue
         self._ready: deque[TaskResult] = deque()
         self._session: Session | None = None
-        self._last_number = 0
+        self._numbers = itertools.count(1)
         self._owner = os.getpid()
         # For ``gwsandbox run``: the program keeps the caller's terminal, session and standard descriptors.
         self._pass_through = _pass_through
@@ -98,7 +102,7 @@ class ProcessManager:
         Raises:
             TypeError: It is neither a ``Task`` nor a ``Command``.
         """
-        self._queue.append(self._number(_check_task(task)))
+        self._queue.append((next(self._numbers), _check_task(task)))
 
     def queue_tasks(self, tasks: Iterable[Work]) -> None:
         """Queue tasks from an iterable, which is drawn from only as slots come free, in this thread.
@@ -106,7 +110,7 @@ class ProcessManager:
         Raises:
             TypeError: It is not iterable; or, when it is drawn from, yields something else than a task.
         """
-        self._queue.append(map(_check_task, iter(tasks)))
+        self._queue.append(iter(tasks))
 
     # --- processing ---------------------------------------------------------------------------------
 
@@ -123,11 +127,12 @@ class ProcessManager:
         while True:
             self._feed()
             if self._ready:
-                yield self._ready.popleft()
+                # Taken out and given away by one call of C: no signal handler finds a result that is nowhere.
+                yield from islice(starmap(self._ready.popleft, repeat(())), 1)
             elif self._session is None:
                 return
             elif self._session.unfinished:  # not so where an iterable had nothing (more) to give
-                yield self._session.next_result()
+                self._session.await_results()
 
     def start_tasks(self) -> None:
         """Process everything that is queued; ``task_results`` holds the results in order of completion.
@@ -144,19 +149,24 @@ class ProcessManager:
         Those come from ``as_completed`` or, when the block is left, in ``task_results``. Iterables given to
         ``queue_tasks`` are not drawn from any more.
         """
-        for entry in self._queue:
-            if isinstance(entry, tuple):
-                self._ready.append(_cancelled(entry[1]))
-        self._queue.clear()
+        submitted = 0 if self._session is None else self._session.last_number
+        waiting = [*self._drawn, *(entry for entry in self._queue if isinstance(entry, tuple))]
+        cancelled = [_cancelled(task) for number, task in waiting if number != submitted]
+        ready = deque((*self._ready, *cancelled))
+        # No call between the three: either all of them happen or none.
+        self._ready, self._queue, self._drawn = ready, deque(), deque()
         if self._session is not None:
+            self._session.results = self._ready
             self._session.cancel()
 
     def _feed(self) -> None:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
         session = self._session
-        if session is not None and not session.unfinished and (session.cancelled or not self._queue):
-            self._close_session()
-        if self._session is None and self._queue:
+        if session is not None and not session.unfinished:
+            is_over = session.cancelled or session.lost or not session.started
+            if is_over or not (self._queue or self._drawn):
+                self._close_session()
+        if self._session is None and (self._queue or self._drawn):
             self._start_session()
         if self._session is not None and not self._session.cancelled:
             self._submit(self._session)
@@ -165,24 +175,41 @@ class ProcessManager:
         """All that the fork brought along at once; of the rest only what can start soon."""
         while self._queue:
             entry = self._queue[0]
-            if isinstance(entry, tuple) and session.is_inherited(entry[0]):
+            if isinstance(entry, tuple):
+                if not session.is_inherited(entry[0]) and not self._has_room(session):
+                    break
+                self._submit_once(session, *entry)
                 self._queue.popleft()
-            elif session.unfinished >= self.max_workers * (1 + _AHEAD_PER_WORKER):
+            elif not self._has_room(session):
                 break
-            elif isinstance(entry, tuple):
-                self._queue.popleft()
+            elif self._draw(entry):
+                self._submit_once(session, *self._drawn[0])
+                self._drawn.popleft()
             else:
-                task = next(entry, None)
-                if task is None:
-                    self._queue.popleft()
-                    continue
-                entry = self._number(task)
-            session.submit(*entry)
+                self._queue.popleft()
         session.flush()
 
-    def _number(self, task: Work) -> tuple[int, Work]:
-        self._last_number += 1
-        return self._last_number, task
+    def _has_room(self, session: Session) -> bool:
+        return session.unfinished < self.max_workers * (1 + _AHEAD_PER_WORKER)
+
+    @staticmethod
+    def _submit_once(session: Session, number: int, task: Work) -> None:
+        """Submit a task, unless an interrupted call has done so already."""
+        if number != session.last_number:
+            session.submit(number, task)
+
+    def _draw(self, tasks: Iterator[Work]) -> bool:
+        """Have the next task of an iterable in ``_drawn``, with its number; False where there is none."""
+        if not self._drawn:
+            self._drawn.extend(islice(zip(self._numbers, tasks), 1))  # noqa: B905 - the numbers have no end
+        if not self._drawn:
+            return False
+        try:
+            _check_task(self._drawn[0][1])
+        except TypeError:
+            self._drawn.clear()
+            raise
+        return True
 
     def _start_session(self) -> None:
         inherited_tasks = dict(entry for entry in self._queue if isinstance(entry, tuple))
@@ -195,18 +222,24 @@ class ProcessManager:
             pass_through=self._pass_through,
             preload=self.preload,
         )
+        # Kept before it is started: whatever interrupts that, it is closed.
+        self._session = Session(self._backend, options, inherited_tasks, self._ready)
         try:
-            self._session = Session(self._backend, options, inherited_tasks)
+            self._session.start()
         except CgroupError as error:
+            self._close_session()
             if not self._may_degrade:
                 raise
-            self._backend = degrade(error, stacklevel=4)
-            self._session = Session(self._backend, options, inherited_tasks)
+            self._backend = degrade(error, stacklevel=5)
+            self._start_session()
+        except BaseException:
+            self._close_session()
+            raise
 
     def _close_session(self) -> None:
         if self._session is not None:
-            session, self._session = self._session, None
-            session.close()
+            self._session.close()
+            self._session = None
 
     # --- the block ----------------------------------------------------------------------------------
 
@@ -216,16 +249,27 @@ class ProcessManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Process the rest; or, where the block raised, cancel it and let the exception through."""
+        """Process the rest; or, where the block or that raised, cancel it and let the exception through."""
         if os.getpid() != self._owner:
             return  # a fork of the caller's own that unwinds: what runs is not its to end
         try:
-            if error is not None:
-                self.cancel()
-            if self._session is not None or self._queue or self._ready:
+            if error is None and (self._session is not None or self._queue or self._ready):
                 self.start_tasks()
         finally:
-            self._close_session()
+            self._abort()
+
+    def _abort(self) -> None:
+        """Cancel what is not finished, and wait until nothing is left of it; once more where that is interrupted."""
+        try:
+            self._finish_cancelled()
+        except BaseException:
+            self._finish_cancelled()
+            raise
+
+    def _finish_cancelled(self) -> None:
+        self.cancel()
+        self.task_results.extend(self.as_completed())
+        self._close_session()
 
     def _check_process(self) -> None:
         if os.getpid() != self._owner:

@@ -81,26 +81,32 @@ class Backend(Protocol):
     needs_subreaper: bool
     """Whether descendants can only be found by being handed to the nearest subreaper."""
 
-    def prepare(self, holder: int) -> str:
-        """Once per run, in the caller's process: get ready to open sandboxes.
+    may_refuse: bool
+    """Whether ``prepare`` may fail on a host where others succeed: the caller then waits to hear of it."""
 
-        Args:
-            holder: Pid of the reaper, which waits for what this returns before it does anything.
+    def prepare(self) -> str:
+        """Once per run, in the reaper's process: get ready to open sandboxes.
 
         Returns:
-            What ``accept`` needs in the reaper.
+            What ``adopt_group`` needs in the caller's process.
+
+        Raises:
+            SandboxError: The kernel or systemd refused.
         """
 
-    def accept(self, handover: str) -> None:
-        """Once per run, in the reaper's process: take over what ``prepare`` made."""
+    def adopt_group(self, group: str) -> None:
+        """In the caller's process: what ``prepare`` made there, for ``destroy`` where the reaper is killed."""
 
-    def adopt(self, zygote: int, await_births: Callable[[], None]) -> None:
+    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
         """In the supervisor: there is a new zygote.
 
         Args:
             zygote: Pid of a child that is no guest, and is to live.
-            await_births: Comes back when every child that the zygote has forked was ``started``.
+            has_births: Whether the zygote may have forked a guest that was not ``started`` yet.
         """
+
+    def awaits_births(self) -> bool:
+        """Whether it cannot tell a guest that was just born from what a dead one left, until it was ``started``."""
 
     def descriptors(self) -> list[int]:
         """Those that it holds in this process, sandboxes not counted: no guest is to have them."""

@@ -55,7 +55,7 @@ class ProcessTable:
         self.resident: int | None = None
         self.data: int | None = None
         self.inherited: int | None = None
-        self.await_births: Callable[[], None] = lambda: None
+        self.has_births: Callable[[], bool] = lambda: False
         self._children = -1
 
     def descriptors(self) -> list[int]:
@@ -63,16 +63,15 @@ class ProcessTable:
 
     def orphans(self) -> list[int]:
         """Children of ours that no attempt started: what dead guests left. They may only die."""
+        if self.has_births():  # one of them may be a guest that was just born and is not known yet
+            return []
+        return self.unknown()
+
+    def unknown(self) -> list[int]:
+        """Children of ours that are neither a guest that was ``born`` nor the zygote."""
         if self._children < 0:
             pid = os.getpid()
             self._children = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
-        if not self._unknown():
-            return []
-        # One of them may be a guest that was just born and is not known yet.
-        self.await_births()
-        return self._unknown()
-
-    def _unknown(self) -> list[int]:
         return [pid for pid in map(int, self._list()) if pid not in self.main]
 
     def _list(self) -> list[bytes]:
@@ -95,21 +94,25 @@ class RlimitBackend:
 
     name = "rlimit"
     needs_subreaper = True
+    may_refuse = False
 
     def __init__(self) -> None:
         self._table = ProcessTable()
         self._enforcements: dict[tuple[str, ...], Enforcement] = {}
 
-    def prepare(self, holder: int) -> str:  # noqa: ARG002 - the protocol's
+    def prepare(self) -> str:
         """Nothing to get ready."""
         return ""
 
-    def accept(self, handover: str) -> None:
-        """Nothing to take over."""
+    def adopt_group(self, group: str) -> None:
+        """Nothing to clear up but processes, which are the reaper's."""
 
-    def adopt(self, zygote: int, await_births: Callable[[], None]) -> None:
+    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
         self._table.main.add(zygote)
-        self._table.await_births = await_births
+        self._table.has_births = has_births
+
+    def awaits_births(self) -> bool:
+        return self._table.has_births() and bool(self._table.unknown())
 
     def descriptors(self) -> list[int]:
         return self._table.descriptors()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from gwsandbox.ipc import record
@@ -45,7 +44,7 @@ def make_result(task: Task | Command, report: Report, descriptor: int | None, op
     Args:
         task: What was asked for.
         report: What the supervisor says of it.
-        descriptor: That came with the report, with the record in it; closed here.
+        descriptor: That came with the report, with the record in it; it stays open.
         options: Of the run.
     """
     report, value, exception = _open_payload(task, report, descriptor, trusted=options.trusted)
@@ -95,7 +94,6 @@ def _open_payload(
         return _open_output(report, report.payload, descriptor)
     nothing = CommandOutput(b"", b"") if isinstance(task, Command) else None
     if report.error is not None or not _is_wanted(report, descriptor, trusted=trusted):
-        close_descriptor(descriptor)
         return report, nothing, report.error
     try:
         content = _read(report.payload, descriptor)
@@ -126,8 +124,6 @@ def _open_output(
         detail = f"{report.detail}; {error}" if report.detail else str(error)
         outcome = Outcome.FAILED if report.outcome is Outcome.SUCCEEDED else report.outcome
         return report._replace(outcome=outcome, detail=detail), CommandOutput(b"", b""), error
-    finally:
-        close_descriptor(descriptor)
     return report, CommandOutput(stdout, stderr), None
 
 
@@ -160,12 +156,6 @@ def _refuse_lost(descriptor: int) -> None:
         raise TransferError(
             "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
         )
-
-
-def close_descriptor(descriptor: int | None) -> None:
-    """Close what came with a report, where something did."""
-    if descriptor is not None and descriptor != LOST:
-        os.close(descriptor)
 
 
 def _told(report: Report, exception: BaseException) -> str:

@@ -1,167 +1,199 @@
-"""The caller's side of one run: starts a supervisor, gives it orders, turns its reports into results."""
+"""The caller's side of one run: starts a supervisor, sends it orders, turns its reports into results.
+
+Ctrl-C, or a signal handler that raises, can come between any two bytecodes here. So nothing is kept in a local variable
+only: whatever a system call gives is stored by the same call into C code that makes it (``_store``), a step that may be
+taken twice does no harm the second time, and a thing leaves the place where it waits only when it has arrived in the
+next one. ``close`` can be called in every state, and again where it was interrupted.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
-import weakref
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import starmap
 from typing import Any
 
 from gwsandbox.backends.base import Backend
-from gwsandbox.client.results import close_descriptor, make_result
-from gwsandbox.ipc import call
+from gwsandbox.client.results import make_result
+from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import Channel, Order, Report
+from gwsandbox.ipc.channel import LOST, Ended, Order, Packet, Report, Sent, Started
+from gwsandbox.linux.errnos import errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
-from gwsandbox.supervisor.bootstrap import PRELOADED, run_reaper
-
-# Those of this process that have a supervisor.
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+from gwsandbox.supervisor.bootstrap import Inheritance, run_reaper
 
 # Run by a clean interpreter in "forkserver" mode.
-_FORKSERVER = "import sys; from gwsandbox.supervisor.bootstrap import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+_FORKSERVER = "import sys; from gwsandbox.supervisor.bootstrap import serve; serve(int(sys.argv[1]))"
 
-_PRELOAD_REMEDY = "see that the caller could import it, or leave it out of preload"
+_ORDERS_TOGETHER = 256  # in one packet; each is some 100 bytes without its work
+_WORK_TOGETHER = 1 << 15  # bytes
+_CLOSE_SECONDS = 30.0  # that a supervisor has to end everything; then it is killed
+_LATER_SECONDS = 0.02
+_SIGNALS = signal.valid_signals()
+
+# What recvmsg(2) gives. A None in the list of ancillary data stands for a descriptor of it that is closed.
+_RawPacket = tuple[bytes, list[Any], int, Any]
+
+
+def _store(place: deque[Any], function: Callable[..., Any], *args: Any) -> None:
+    """``place.append(function(*args))``, with no bytecode between the call and the append.
+
+    ``function`` must be one of C, or Ctrl-C may come inside of it.
+    """
+    place.extend(starmap(function, (args,)))
 
 
 class Session:
     """One supervisor, from its start to its end.
 
-    To be used by one thread. ``close`` must be called; it cancels what still runs, and comes back when nothing
-    of the run is left.
+    To be used by one thread. ``start`` and ``close`` must be called; ``close`` cancels what still runs, and comes back
+    when nothing of the run is left.
     """
 
-    def __init__(self, backend: Backend, options: RunOptions, inherited_tasks: dict[int, Task | Command]) -> None:
-        """Start a supervisor.
+    def __init__(
+        self,
+        backend: Backend,
+        options: RunOptions,
+        inherited_tasks: dict[int, Task | Command],
+        results: deque[TaskResult] | None = None,
+    ) -> None:
+        """Nothing is started yet.
 
         Args:
             backend: How limits are held.
             options: Of the run.
-            inherited_tasks: Tasks, by number, that ``submit`` will order without their being pickled.
-
-        Raises:
-            SandboxError: It cannot be started.
+            inherited_tasks: Tasks, by number, that ``submit`` orders without their being pickled.
+            results: Where results go, in order of completion.
         """
         self._backend = backend
         self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled())
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
+        self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, Task | Command] = {}
-        self._orders: list[Order] = []
-        self._arrived: deque[TaskResult] = deque()
-        self._lost = False
-        self.cancelled = False
-        with _standard_descriptors_open(), contextlib.ExitStack() as started, contextlib.ExitStack() as undo:
-            caller_end, supervisor_end = socket.socketpair()
-            undo.callback(caller_end.close)
-            started.callback(supervisor_end.close)
-            reader, writer = os.pipe()
-            undo.callback(os.close, writer)
-            started.callback(os.close, reader)
-            if options.start_method == "fork":
-                self._reaper = self._fork(supervisor_end, reader, {caller_end.fileno(), writer})
-            else:
-                self._reaper = self._spawn(supervisor_end, reader)
-            undo.pop_all()
-        self._channel = Channel(caller_end)
-        _sessions.add(self)
-        self._open_gate(writer, caller_end)
+        self._orders: deque[tuple[Order, bytes | None]] = deque()
+        self._next_order = 1
+        self.last_number = 0
+        self._ends: deque[socket.socket] = deque()
+        self._reapers: deque[int] = deque()
+        self._pidfds: deque[int] = deque()  # of the reaper, then of the supervisor
+        self._epoll: select.epoll | None = None
+        self._packets: deque[_RawPacket] = deque()
+        self._made: TaskResult | None = None
+        self._failure: SandboxError | None = None
+        self._group: str | None = None
+        self._reaper_status: int | None = None
+        self.started = self.lost = self.cancelled = False
 
     # --- starting -----------------------------------------------------------------------------------
 
-    def _open_gate(self, gate: int, caller_end: socket.socket) -> None:
-        """Let a clean interpreter get ready, prepare the backend with the reaper's pid, and let the reaper go on."""
-        try:
-            if self._options.start_method != "fork":
-                self._make_ready(gate, caller_end)
-            _put(gate, (self._backend.prepare(self._reaper), self._options))
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):  # the caller's own code may have reaped it
-                os.kill(self._reaper, signal.SIGKILL)
-            self.close()
-            raise
-        finally:
-            os.close(gate)
+    def start(self) -> None:
+        """Start a supervisor.
 
-    def _make_ready(self, gate: int, caller_end: socket.socket) -> None:
-        """Tell a clean interpreter what a fork would know, and wait until it has imported what it shall.
-
-        So a mistake is told here, once, and not by each task; and an import that never ends can be interrupted.
+        Raises:
+            SandboxError: It cannot be started. CgroupError: The backend cannot be got ready.
         """
-        preload = self._options.preload
-        _put(gate, (os.getpid(), sys.path, os.environ.get("PYTHONPATH"), self._backend.name, preload))
-        if preload:
-            _check_preloaded(caller_end)
+        try:
+            with _standard_descriptors_open():
+                self._ends.extend(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                if self._options.start_method == "fork":
+                    self._fork()
+                else:
+                    self._spawn()
+            self._ends[1].close()
+            _store(self._pidfds, os.pidfd_open, self._reapers[0])
+            self._epoll = select.epoll()
+            self._epoll.register(self._ends[0], select.EPOLLIN)
+            self._epoll.register(self._pidfds[0], select.EPOLLIN)
+        except OSError as error:
+            remedy = "see ulimit -u (processes) and ulimit -n (descriptors)"
+            raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
+        if self._options.start_method != "fork":
+            self._send(_preparation(self._options, self._backend))
+        if self._options.preload or self._backend.may_refuse:
+            self._await_start()
+        self.started = True
 
-    def _descriptors(self) -> list[int]:
-        """Those that it holds in the caller's process."""
-        return [self._channel.fileno(), *self._backend.descriptors()]
-
-    def _fork(self, supervisor_end: socket.socket, gate: int, own: set[int]) -> int:
+    def _fork(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 stream.flush()  # or every guest would write again what is buffered here
-        # Blocked until the child has seen to itself: a Ctrl-C that arrives in it belongs to the caller.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            pid = os.fork()
-            if pid == 0:
-                for session in _sessions:  # other managers' in this process
-                    own.update(session._descriptors())
-                run_reaper(supervisor_end, gate, own, self._backend, self._inherited_tasks)
-            return pid
+            # Blocked until the child has seen to itself: a Ctrl-C that arrives in it belongs to the caller.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            _store(self._reapers, os.fork)
+            if self._reapers[0] == 0:
+                inheritance = Inheritance(self._backend, self._options, self._inherited_tasks)
+                run_reaper(self._ends[1], inheritance)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _spawn(self, supervisor_end: socket.socket, gate: int) -> int:
+    def _spawn(self) -> None:
         import subprocess  # noqa: PLC0415 - it imports threading, which every later fork pays for
 
+        end = self._ends[1].fileno()
         process = subprocess.Popen(
-            [sys.executable, "-c", _FORKSERVER, str(supervisor_end.fileno()), str(gate)],
-            pass_fds=(supervisor_end.fileno(), gate),
+            [sys.executable, "-c", _FORKSERVER, str(end)],
+            pass_fds=(end,),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         process.returncode = 0  # it is reaped by us: Popen would wait for it and warn
-        return process.pid
+        self._reapers.append(process.pid)
+
+    def _await_start(self) -> None:
+        """Wait until the backend is ready and modules are preloaded: here a mistake is said once, not by each task."""
+        while self._group is None:
+            self._receive(None)
+            if self.lost:
+                raise self._failure or SandboxError(
+                    "start supervisor: its process ended meanwhile",
+                    remedy="see that the modules of preload can be imported, and stderr for who killed it",
+                )
 
     # --- orders -------------------------------------------------------------------------------------
 
     @property
     def unfinished(self) -> int:
         """How many tasks were submitted and have no result yet."""
-        return len(self._unfinished) + len(self._arrived)
+        return len(self._unfinished)
 
     def is_inherited(self, number: int) -> bool:
         """Whether this task came along with the fork."""
         return number in self._inherited_tasks
 
     def submit(self, number: int, task: Task | Command) -> None:
-        """Order a task, to be sent by ``flush``. Whatever becomes of it, ``next_result`` gives its result."""
+        """Order a task, to be sent by ``flush``. Whatever becomes of it, ``results`` gets its result.
+
+        ``last_number`` is ``number`` from then on: who is interrupted knows by it whether this was done.
+        """
+        order = self._next_order
+        self._unfinished[order] = task
         limits = self._options.limits.overridden_by(task.limits)
-        self._unfinished[number] = task
-        try:
-            work = None if self._inherited_tasks.pop(number, None) is not None else self._pack(task)
-        except TransferError as error:
-            del self._unfinished[number]
-            self._arrived.append(
-                make_result(task, Report(number, Outcome.FAILED, str(error), error=error), None, self._options)
-            )
-            return
-        if isinstance(work, bytes) and len(work) > LARGEST_WORK:
-            self.flush()  # in order
-            self._post([Order(number, limits)], call.store(work, "gwsandbox-task"))
+        if number in self._inherited_tasks:
+            self._orders.append((Order(order, limits, inherited=number), None))
         else:
-            self._orders.append(Order(number, limits, work))
+            try:
+                work = self._pack(task)
+            except TransferError as error:
+                self._fail(order, Report(order, Outcome.FAILED, str(error), error=error))
+            else:
+                large = work if isinstance(work, bytes) and len(work) > LARGEST_WORK else None
+                self._orders.append((Order(order, limits, None if large else work), large))
+        self._next_order, self.last_number = order + 1, number
 
     def _pack(self, task: Task | Command) -> bytes | Command:
         if isinstance(task, Command):
@@ -169,122 +201,278 @@ class Session:
         return call.pack_task(task, by_value=self._options.start_method != "fork")
 
     def flush(self) -> None:
-        """Send what was submitted."""
-        orders, self._orders = self._orders, []
-        if orders:
-            self._post(orders, None)
+        """Send what was submitted, waiting while the supervisor takes nothing."""
+        while self._orders and not self.lost:
+            together = self._next_packet()
+            try:
+                self._send_orders(together)
+            except BrokenPipeError:
+                return  # the next look for results finds it lost
+            except (OSError, MemoryError) as error:
+                if is_not_now(error) and self.unfinished > len(self._orders):
+                    return  # what runs gives back something
+                self._fail(together[0].number, _not_sent(together[0].number, error))
+                self._orders.popleft()
+                continue
+            for _ in together:
+                self._orders.popleft()
 
-    def _post(self, orders: list[Order], descriptor: int | None) -> None:
-        self._channel.post(orders, descriptor)
+    def _next_packet(self) -> list[Order]:
+        """The orders at the head of those that wait, as many as go into one packet."""
+        together: list[Order] = []
+        size = 0
+        for order, large in self._orders:
+            size += len(order.work) if isinstance(order.work, bytes) else 0
+            if together and (large or (order.work is not None and size > _WORK_TOGETHER)):
+                break
+            together.append(order)
+            if large or isinstance(order.work, Command) or len(together) == _ORDERS_TOGETHER:
+                break
+        return together
+
+    def _send_orders(self, orders: list[Order]) -> None:
+        large = self._orders[0][1]
+        memfds: deque[int] = deque()
         try:
-            self._channel.flush()
-        except OSError:  # it is gone: the next ``next_result`` says so
-            self._channel.drop()
+            descriptor = None if large is None else call.store(large, "gwsandbox-task", memfds)
+            self._send(channel.pack(orders, memfds, descriptor))
+        finally:
+            _close_all(memfds)
+
+    def _send(self, packet: Packet) -> None:
+        """Send a packet, waiting as long as the supervisor lives and takes nothing.
+
+        Raises:
+            BrokenPipeError: It is gone. OSError: The kernel refuses the packet.
+        """
+        while (sent := channel.send(self._ends[0], packet)) is not Sent.DONE:
+            if sent is Sent.LATER:
+                time.sleep(_LATER_SECONDS)
+                self._receive(0)
+            else:
+                self._await_room()
+            if self.lost:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def _await_room(self) -> None:
+        """Wait until the socket can be written, or there is something to receive: it may be that which makes room."""
+        poll = select.poll()
+        poll.register(self._ends[0], select.POLLOUT)
+        poll.register(self.fileno(), select.POLLIN)
+        poll.poll()
+        self._receive(0)
+
+    def _fail(self, order: int, report: Report) -> None:
+        """A task that comes to nothing here, as if the supervisor had said so."""
+        self._packets.append((channel.pack(report, deque()).data, [], 0, order))
 
     # --- results ------------------------------------------------------------------------------------
 
-    def next_result(self) -> TaskResult:
-        """The next result; waits for one. To be called only while there are ``unfinished`` tasks."""
-        while not self._arrived:
-            self._receive()
-        return self._arrived.popleft()
+    def await_results(self) -> None:
+        """Wait until there are ``results``. To be called only while there are ``unfinished`` tasks."""
+        self.flush()
+        while not self.results and self._unfinished:
+            self._receive(None)
 
     def fileno(self) -> int:
-        """The descriptor that can be read when ``results_now`` would give something, or would lose the session."""
-        return self._channel.fileno()
-
-    @property
-    def lost(self) -> bool:
-        """Whether the supervisor is gone: what was unfinished gets results that say so, and nothing runs any more."""
-        return self._lost
+        """The descriptor that can be read when ``results_now`` would give something, or would find the session lost."""
+        assert self._epoll is not None
+        return self._epoll.fileno()
 
     def results_now(self) -> list[TaskResult]:
-        """What has come; does not wait where ``fileno`` can be read. May be empty."""
-        self._receive()
-        if self._lost:
-            self._report_lost()
-        found = list(self._arrived)
-        self._arrived.clear()
+        """What has come; does not wait. May be empty."""
+        self._receive(0)
+        self.flush()
+        found = list(self.results)
+        self.results.clear()
         return found
 
-    def _receive(self) -> None:
-        if self._lost:
+    def _receive(self, seconds: float | None) -> None:
+        """Wait for a packet, or for the death of the supervisor, and take what has come."""
+        self._settle()
+        if self.lost or self._epoll is None:
             self._report_lost()
             return
+        ready = {fd for fd, _ in self._epoll.poll(seconds)}
+        if self._ends[0].fileno() in ready:
+            self._take_packet()
+        elif ready:  # only once nothing is left to be read
+            self._note_deaths(ready)
+        self._settle()
+
+    def _take_packet(self) -> None:
         try:
-            messages = self._channel.receive()
-        except EOFError:
-            self._lost = True
+            _store(self._packets, self._ends[0].recvmsg, channel.PACKET, channel.ANCILLARY, channel.RECEIVE_FLAGS)
+        except OSError as error:
+            if not is_not_now(error):
+                self._packets.append((b"", [], 0, None))
+
+    def _note_deaths(self, ready: set[int]) -> None:
+        """The reaper or the supervisor is dead.
+
+        While the supervisor lives the run goes on without a reaper, whose duty ``close`` has then.
+        """
+        if self._pidfds[0] not in ready or len(self._pidfds) == 1:
+            self._packets.append((b"", [], 0, None))
             return
-        for report, descriptor in messages:
-            task = self._unfinished.pop(report.number, None)
-            if task is not None:
-                self._arrived.append(make_result(task, report, descriptor, self._options))
-            else:
-                close_descriptor(descriptor)
+        assert self._epoll is not None
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # an interrupted call has done so
+            self._epoll.register(self._pidfds[1], select.EPOLLIN)
+            self._epoll.unregister(self._pidfds[0])
+
+    def _settle(self) -> None:
+        """Turn packets into results. Each packet stays in its place until all is done that it asks for."""
+        while self._packets:
+            self._settle_one(self._packets[0])
+            self._made = None
+            self._packets.popleft()
+
+    def _settle_one(self, packet: _RawPacket) -> None:
+        data, ancillary, flags, _ = packet
+        if not data:
+            self.lost = True
+            return
+        number = channel.number_of(data)
+        if number in self._unfinished:
+            self._finish(number, channel.unpack(data, ancillary, flags))
+        elif number == 0:
+            self._note(channel.unpack(data, ancillary, flags))
+            return
+        for fd in channel.descriptors_of(ancillary)[ancillary.count(None) :]:
+            ancillary.extend(starmap(os.close, ((fd,),)))
+
+    def _note(self, received: channel.Received) -> None:
+        """What concerns the run as a whole."""
+        message, pidfd = received
+        if isinstance(message, Started):
+            if pidfd is not None and pidfd != LOST and pidfd not in self._pidfds:
+                self._pidfds.append(pidfd)
+            self._backend.adopt_group(message.group)
+            self._group = message.group
+        elif isinstance(message, Ended):
+            self._failure = message.error
+
+    def _finish(self, number: int, received: channel.Received) -> None:
+        if self._made is None:
+            report = received.message or _lost_report(number)
+            self._made = make_result(self._unfinished[number], report, received.descriptor, self._options)
+        if not self.results or self.results[-1] is not self._made:
+            self.results.append(self._made)
+        self._unfinished.pop(number, None)
 
     def _report_lost(self) -> None:
-        error = SandboxError(
-            "the supervisor process ended before its time", remedy="see stderr, or the journal, for who killed it"
-        )
-        for number, task in self._unfinished.items():
-            report = Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)
-            self._arrived.append(make_result(task, report, None, self._options))
-        self._unfinished.clear()
+        for number in list(self._unfinished):
+            report = Report(number, Outcome.CANCELLED, "ended by the caller before it started")
+            if not self.cancelled:
+                error = self._failure or SandboxError(
+                    "the supervisor process ended before its time",
+                    remedy="see stderr, or the journal, for who killed it",
+                )
+                report = Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)
+            self._fail(number, report)
+        self._orders.clear()
+        self._settle()
 
     # --- ending -------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """End everything that runs and all that waits; the results still come out of ``results``."""
+        """End everything that runs and all that waits; every task still gets its result."""
         self.cancelled = True
         self._orders.clear()
-        self._channel.end_of_orders()
+        self._end_orders()
+
+    def _end_orders(self) -> None:
+        """Say that nothing more will be sent: the supervisor ends what runs, and itself."""
+        if self._ends:
+            with contextlib.suppress(OSError):  # it is gone already, or the link is closed
+                self._ends[0].shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Cancel what is unfinished, and come back when no process or cgroup of the run is left."""
-        self._channel.end_of_orders()
-        try:
-            while not self._lost:
-                self._receive()
-        finally:
-            _sessions.discard(self)
-            self._channel.close()
-            # The caller's own code may have reaped it.
-            with contextlib.suppress(ChildProcessError, ProcessLookupError):
-                os.kill(self._reaper, signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
-                os.waitpid(self._reaper, 0)
-            self._backend.destroy()
+        self.cancelled = True
+        self._end_orders()
+        for end in list(self._ends)[1:]:
+            end.close()
+        if self._pidfds and not self.lost:
+            self._await_end()
+        if self._reapers and self._reaper_status is None:
+            self._end_reaper()
+        if self._reaper_status != 0:
+            self._backend.destroy()  # what a reaper that was killed could not do
+        self._report_lost()
+        self._release()
+
+    def _await_end(self) -> None:
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while not self.lost:
+            self._receive(max(deadline - time.monotonic(), 0))
+            if time.monotonic() >= deadline and not self.lost:
+                for pidfd in reversed(self._pidfds):
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                deadline += _CLOSE_SECONDS
+
+    def _end_reaper(self) -> None:
+        """Wait until the reaper is dead. It has cleared up by then, or is killed and that is left to us."""
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            os.kill(self._reapers[0], signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
+            if self._pidfds:
+                poll = select.poll()
+                poll.register(self._pidfds[0], select.POLLIN)
+                if not poll.poll(_CLOSE_SECONDS * 1000):
+                    os.kill(self._reapers[0], signal.SIGKILL)
+        self._reap()
+
+    def _reap(self) -> None:
+        statuses: deque[tuple[int, int]] = deque()
+        with contextlib.suppress(ChildProcessError):  # the caller's own code may have reaped it
+            _store(statuses, os.waitpid, self._reapers[0], 0)
+        self._reaper_status = statuses[0][1] if statuses else -1
+
+    def _release(self) -> None:
+        """Close what is open, and leave it to be closed once."""
+        for end in self._ends:
+            end.close()
+        if self._epoll is not None:
+            self._epoll.close()
+        _close_all(self._pidfds)
 
 
-def _put(gate: int, message: tuple[Any, ...]) -> None:
-    """Write to the reaper. If it was killed already, the link says so."""
-    with contextlib.suppress(BrokenPipeError), open(gate, "wb", closefd=False) as pipe:
-        pipe.write(pickle.dumps(message, protocol=5))
+def _close_all(descriptors: deque[int]) -> None:
+    """Close each, and none twice: it leaves its place and is closed in one call of C."""
+    while descriptors:
+        deque(map(os.close, starmap(descriptors.popleft, ((),))), maxlen=0)
 
 
-def _check_preloaded(link: socket.socket) -> None:
-    if link.recv(1) == PRELOADED:
-        return
-    with link.makefile("rb") as rest:
-        told = rest.read()
-    if not told:
-        raise SandboxError("preload modules: the interpreter ended meanwhile", remedy=_PRELOAD_REMEDY)
-    name, reason, trace = pickle.loads(told)
-    error = SandboxError(f"preload modules: {reason}", value=name, remedy=_PRELOAD_REMEDY)
-    error.add_note(trace)
-    raise error
+def _preparation(options: RunOptions, backend: Backend) -> Packet:
+    """What a clean interpreter needs to know, that a fork would."""
+    message = (os.getpid(), sys.path, os.environ.get("PYTHONPATH"), backend.name, options)
+    return Packet(pickle.dumps(message, protocol=5))
+
+
+def _not_sent(number: int, error: BaseException) -> Report:
+    reason = SandboxError(
+        "send task to its supervisor",
+        value=str(error),
+        errno=errno_of(error),
+        remedy="raise ulimit -n (descriptors) and ulimit -f (file size), or give it less data",
+    )
+    return Report(number, Outcome.SANDBOX_ERROR, str(reason), error=reason)
+
+
+def _lost_report(number: int) -> Report:
+    error = SandboxError("receive result", errno=errno.EMFILE, remedy="raise ulimit -n")
+    return Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)
 
 
 @contextlib.contextmanager
 def _standard_descriptors_open() -> Iterator[None]:
     """Let 0, 1 and 2 be open for a while: where the caller has closed them, ours would be taken for them."""
-    plugs = []
+    plugs: deque[int] = deque()
     try:
-        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-            plugs.append(fd)
-            os.set_inheritable(fd, True)
-        os.close(fd)
+        while not plugs or plugs[-1] <= 2:
+            _store(plugs, os.open, os.devnull, os.O_RDWR)
+            os.set_inheritable(plugs[-1], plugs[-1] <= 2)
         yield
     finally:
-        for fd in plugs:
-            os.close(fd)
+        _close_all(plugs)

@@ -11,6 +11,7 @@ process takes is not taken.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -37,6 +38,7 @@ from gwsandbox.ipc.birth import (
     WORK,
 )
 from gwsandbox.linux import syscalls
+from gwsandbox.linux.errnos import errno_of
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
@@ -49,7 +51,7 @@ def run_zygote(
     inherited_tasks: Mapping[int, Task | Command],
     options: RunOptions,
     *,
-    open_files: tuple[int, int],
+    limits: Mapping[int, tuple[int, int]],
     be_subreaper: bool,
 ) -> NoReturn:
     """Become the zygote. Comes back in the guests only, which do not come back.
@@ -58,7 +60,7 @@ def run_zygote(
         control: The zygote's end of the socket.
         inherited_tasks: Tasks that came along with the fork, by number.
         options: Of the run.
-        open_files: The caller's RLIMIT_NOFILE.
+        limits: Resource limits of the caller, by number, which guests get back.
         be_subreaper: Whether a guest's orphans are to stay below it.
     """
     try:
@@ -67,7 +69,8 @@ def run_zygote(
         child.reset_inherited_state(keep_ignored=options.pass_through)
         if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
             syscalls.unblock_signals()
-        resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+        for number, limit in limits.items():
+            resource.setrlimit(number, limit)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
         _raise_oom_score()
         child.warm_up()
@@ -82,7 +85,8 @@ def run_zygote(
 
 
 def _raise_oom_score() -> None:
-    with open("/proc/self/oom_score_adj", "r+", encoding="utf-8") as file:
+    """Let guests go first where the host runs out of memory. Optional: /proc may be read-only, or not ours."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+", encoding="utf-8") as file:
         score = int(file.read())
         file.seek(0)
         file.write(str(min(score + _OOM_SCORE_RAISE, 1000)))
@@ -91,29 +95,32 @@ def _raise_oom_score() -> None:
 def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command], setup: child.Setup) -> None:
     space = socket.CMSG_SPACE(4 * len(ROLES))
     message = bytearray(REQUEST.size + LARGEST_WORK)
-    suits_programs = False
+    serves_programs = False
     while True:
         size, ancillary, flags, _ = control.recvmsg_into([message], space, socket.MSG_CMSG_CLOEXEC)
         if not size:
             return
         rights = ancillary[0][2] if ancillary else b""
         descriptors = RIGHTS[len(rights) // 4].unpack(rights)
-        if flags & TRUNCATED:  # not all of them fit below RLIMIT_NOFILE
-            for fd in descriptors:
-                os.close(fd)
-            control.send(ANSWER.pack(-errno.EMFILE))
-            continue
-        # Here and not in the guest, which pays a page fault for each page that it is the first to write to.
-        _fill(setup, message, size, descriptors, inherited_tasks)
-        if setup.is_command is not suits_programs:
-            suits_programs = setup.is_command
-            child.set_default_signals(programs=suits_programs)
-        pid = _fork(setup)
+        # Whatever fails is the answer to this one request: the next may well succeed.
+        try:
+            if flags & TRUNCATED:  # not all of them fit below RLIMIT_NOFILE
+                raise OSError(errno.EMFILE, "receive descriptors")  # noqa: TRY301 - as the others
+            # Here and not in the guest, which pays a page fault for each page that it is the first to write to.
+            _fill(setup, message, size, descriptors, inherited_tasks)
+            if setup.is_command is not serves_programs:
+                serves_programs = setup.is_command
+                child.set_default_signals(programs=serves_programs)
+            pid = _fork(setup)
+        except Exception as error:  # noqa: BLE001 - as said
+            pid = -(errno_of(error) or errno.EIO)
         if pid == 0:
             child.run_guest(setup)
         control.send(ANSWER.pack(pid))
         for fd in descriptors:
             os.close(fd)
+        if size > REQUEST.size:  # no later guest shall find there what this one was given
+            message[REQUEST.size : size] = bytes(size - REQUEST.size)
 
 
 def _fork(setup: child.Setup) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gwsandbox.ipc.record import write_all
+from gwsandbox.ipc.record import Buffer, write_all
 from gwsandbox.model.errors import TransferError
 from gwsandbox.model.task import Task
 from gwsandbox.model.text import describe
@@ -43,16 +45,39 @@ def pack_task(task: Task, *, by_value: bool) -> bytes:
     return packed
 
 
-def store(data: bytes, name: str) -> int:
-    """``data`` as a memfd that is read from its start: whole, and no pipe that could block anybody."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    write_all(fd, data, 0)
+def store(data: Buffer, name: str, memfds: deque[int]) -> int:
+    """Put ``data`` into a memfd, which is read from its start: whole, and no pipe that could block anybody.
+
+    Args:
+        data: What to store.
+        name: Of the memfd, as /proc shows it.
+        memfds: Gets the descriptor, which is then its owner's to close, whatever fails.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        OSError: There is no descriptor or memory, or the hard RLIMIT_FSIZE of this process is lower than the size.
+    """
+    # In one call of C: where a signal handler raises, the descriptor is known.
+    memfds.extend(map(os.memfd_create, (name,), (os.MFD_CLOEXEC,)))
+    fd = memfds[-1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft == resource.RLIM_INFINITY or len(data) <= soft:
+        write_all(fd, data, 0)
+        return fd
+    try:  # a limit for the files that the caller writes, and this is none
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        write_all(fd, data, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     return fd
 
 
 def read_stored(fd: int) -> bytes:
-    """What ``store`` wrote."""
+    """What ``store`` wrote; it can be read again."""
     with open(fd, "rb", buffering=0, closefd=False) as file:
+        file.seek(0)
         return file.readall()
 
 

@@ -1,60 +1,76 @@
-"""The manager's link to its supervisor: frames over a Unix stream socket, some with descriptors.
+"""What the caller and its supervisor say to each other: packets over a Unix socket of type SOCK_SEQPACKET.
 
-A frame is a length and a pickle; both ends are processes of ours. What a guest wrote travels inside as opaque
-bytes, or as a descriptor, and is not looked into by the supervisor.
+A packet is a head and a pickle; both ends are processes of ours. What a guest wrote travels inside as opaque bytes, or
+as a descriptor, and the supervisor does not look into it. A packet arrives whole or not at all, with its descriptors,
+so whoever is interrupted in the middle of sending can send the same packet again: the receiver knows it by the numbers
+of its orders. A pickle that is larger than a packet travels in a memfd.
 """
 
 from __future__ import annotations
 
 import array
+import enum
+import errno
 import functools
 import os
 import pickle
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from gwsandbox.ipc.call import read_stored, store
+from gwsandbox.linux.errnos import GONE, NOT_NOW
+from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import NOT_STARTED, Enforcement, Outcome, Usage
 from gwsandbox.model.task import Command
 from gwsandbox.model.verdict import Delivery
 
-_HEAD = struct.Struct("=QB")  # length of the pickle, number of descriptors (0 or 1)
-_CHUNK = 1 << 16  # bytes; a larger buffer would be mapped and unmapped by malloc each time
-_TRUNCATED = int(socket.MSG_CTRUNC)  # as a plain number, as Python computes with an enum's members in Python
-_FRAMES_TOGETHER = 1 << 16
+_HEAD = struct.Struct("=BQ")  # which descriptors come along, and the number of the first order or of the report
+_STORED, _ATTACHED = 1, 2  # the pickle is in the first descriptor; a descriptor comes with the message
+PACKET = 1 << 16  # bytes, head included; malloc maps and unmaps a larger buffer each time that one is received
+ANCILLARY = socket.CMSG_SPACE(2 * array.array("i").itemsize)
+RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_TRUNCATED = int(socket.MSG_CTRUNC)  # as a plain number: Python computes with an enum's members in Python
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 LOST = -1  # in the place of a descriptor that could not be received
 
 
 class Order(NamedTuple):
-    """Manager to supervisor: run this.
+    """Caller to supervisor: run this.
 
-    ``work`` is a packed ``Task``, a ``Command``, or ``None`` for what the fork brought along. A large packed task
-    comes as the frame's descriptor, and is passed on unread.
+    Args:
+        number: Of the order; each is larger than the one before.
+        limits: Of this task.
+        work: A packed ``Task``, or a ``Command``; ``None`` for a task that the fork brought along, or for a packed
+            task that comes as the packet's descriptor, which is passed on unread.
+        inherited: The key of a task that the fork brought along; 0 otherwise.
+        descriptor: That of a large packed task, once it is received.
     """
 
     number: int
     limits: Limits
     work: bytes | Command | None = None
+    inherited: int = 0
     descriptor: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_order, (self.number, _pack_limits(self.limits), self.work, self.descriptor)
+        return _make_order, (self.number, _pack_limits(self.limits), self.work, self.inherited)
 
     def close(self) -> None:
-        """It is done with, or comes to nothing."""
-        if self.descriptor is not None:
+        """Release what came with it: it is done with, or comes to nothing."""
+        if self.descriptor is not None and self.descriptor != LOST:
             os.close(self.descriptor)
 
 
 class Report(NamedTuple):
-    """Supervisor to manager: how one attempt ended.
+    """Supervisor to caller: how one attempt ended.
 
-    ``payload`` is the guest's record where it is small; a large one comes as the frame's descriptor. For a
+    ``payload`` is the guest's record where it is small; a large one comes as the packet's descriptor. For a
     program it is what it wrote, as (stdout, stderr); the first ``stored`` bytes of each, where that is much, are
-    in the frame's descriptor, an ``output.Store``.
+    in the packet's descriptor, an ``OutputStore``.
     """
 
     number: int
@@ -71,6 +87,25 @@ class Report(NamedTuple):
     error: BaseException | None = None
 
 
+class Started(NamedTuple):
+    """Reaper to caller: there is a supervisor, whose pidfd comes along.
+
+    Args:
+        group: What ``Backend.adopt_group`` needs to clear up in the caller's process.
+    """
+
+    group: str
+
+
+class Ended(NamedTuple):
+    """Reaper or supervisor to caller: the run cannot begin, or cannot go on; what was unfinished is lost."""
+
+    error: SandboxError
+
+
+Message = Sequence[Order] | Report | Started | Ended
+
+
 # Nearly all orders of a run have the same limits: they are pickled once, travel as bytes, and are unpickled once.
 
 
@@ -85,147 +120,223 @@ def _unpack_limits(packed: bytes) -> Limits:
     return limits
 
 
-def _make_order(number: int, limits: bytes, work: bytes | Command | None, descriptor: int | None) -> Order:
-    return Order(number, _unpack_limits(limits), work, descriptor)
+def _make_order(number: int, limits: bytes, work: bytes | Command | None, inherited: int) -> Order:
+    return Order(number, _unpack_limits(limits), work, inherited)
+
+
+class Packet(NamedTuple):
+    """A message ready to be sent.
+
+    Args:
+        data: The bytes of the packet.
+        descriptors: Those that travel with it.
+    """
+
+    data: bytes
+    descriptors: tuple[int, ...] = ()
+
+
+def pack(message: Message, memfds: deque[int], descriptor: int | None = None) -> Packet:
+    """A message as a packet.
+
+    Args:
+        message: What to say.
+        memfds: Gets the memfd of a large pickle, to be closed once the packet is sent.
+        descriptor: What travels with the message.
+
+    Raises:
+        OSError: It needs a memfd, and there is none to be got.
+    """
+    body = pickle.dumps(message, protocol=5)
+    flags = 0 if descriptor is None else _ATTACHED
+    attached = () if descriptor is None else (descriptor,)
+    if _HEAD.size + len(body) <= PACKET:
+        return Packet(_HEAD.pack(flags, _number(message)) + body, attached)
+    stored = store(body, "gwsandbox-message", memfds)
+    return Packet(_HEAD.pack(flags | _STORED, _number(message)), (stored, *attached))
+
+
+def _number(message: Message) -> int:
+    if isinstance(message, Report):
+        return message.number
+    return 0 if isinstance(message, Started | Ended) else message[0].number
+
+
+class Received(NamedTuple):
+    """What a packet held.
+
+    Args:
+        message: ``None`` where it was lost with the packet's descriptors, as this process has as many open as it may.
+        descriptor: What came with the message; ``LOST`` where it could not be received.
+    """
+
+    message: Any
+    descriptor: int | None
+
+
+def number_of(data: bytes) -> int:
+    """The number of the first order or of the report in a packet; 0 where it holds neither."""
+    number: int = _HEAD.unpack_from(data)[1]
+    return number
+
+
+def descriptors_of(ancillary: Sequence[tuple[int, int, bytes] | None]) -> list[int]:
+    """The descriptors that came with a packet, which belong to whoever received it."""
+    found = array.array("i")
+    for entry in ancillary:
+        if entry is not None:
+            found.frombytes(entry[2])
+    return found.tolist()
+
+
+def unpack(data: bytes, ancillary: Sequence[tuple[int, int, bytes] | None], flags: int) -> Received:
+    """What recvmsg(2) gave, as a message. It closes nothing, so that it can be done again."""
+    descriptors = descriptors_of(ancillary)
+    present = _HEAD.unpack_from(data)[0]
+    if flags & _TRUNCATED:
+        message = None if present & _STORED else pickle.loads(memoryview(data)[_HEAD.size :])
+        return Received(message, LOST)
+    stored = descriptors.pop(0) if present & _STORED else None
+    message = pickle.loads(memoryview(data)[_HEAD.size :] if stored is None else read_stored(stored))
+    return Received(message, descriptors[0] if present & _ATTACHED else None)
+
+
+class Sent(enum.Enum):
+    """What became of the attempt to send."""
+
+    DONE = enum.auto()
+    """It is sent."""
+    FULL = enum.auto()
+    """The socket takes nothing now; EPOLLOUT tells when it does."""
+    LATER = enum.auto()
+    """The kernel has no memory or no place for descriptors in flight now; no event tells when it has."""
+
+
+def send(end: socket.socket, packet: Packet) -> Sent:
+    """Send a packet without waiting.
+
+    Raises:
+        BrokenPipeError: The other end is gone.
+        OSError: The kernel refuses it for another reason, which does not pass.
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", packet.descriptors))]
+    try:
+        end.sendmsg([packet.data], rights if packet.descriptors else (), _SEND_FLAGS)
+    except BlockingIOError:
+        return Sent.FULL
+    except OSError as error:
+        return _why_not_sent(error)
+    return Sent.DONE
+
+
+def _why_not_sent(error: OSError) -> Sent:
+    if error.errno in NOT_NOW:
+        return Sent.LATER
+    if error.errno in GONE:
+        raise BrokenPipeError(error.errno, os.strerror(error.errno)) from error
+    raise error
 
 
 class Channel:
-    """One end of the socket, with an outbox and an inbox.
-
-    The supervisor's end does not block: ``post`` and then ``flush`` whenever the socket can be written. The
-    manager's does: ``post`` and ``flush`` at once.
-    """
+    """The supervisor's end of the socket, with an outbox. It never blocks: ``post``, and then ``flush``."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
-        self._outbox: deque[tuple[memoryview, int | None]] = deque()
-        self._inbox = bytearray()
-        self._descriptors: deque[int] = deque()
+        self._outbox: deque[tuple[Packet, deque[int]]] = deque()
+        self._last_order = 0
         self.waiting_bytes = 0
         self.waiting_descriptors = 0
 
     def fileno(self) -> int:
+        """The descriptor to wait on."""
         return self._socket.fileno()
 
-    def post(self, message: list[Order] | Report, descriptor: int | None = None) -> None:
-        """Put a message into the outbox; ``descriptor`` is the link's from here on, which closes it."""
-        body = pickle.dumps(message, protocol=5)
-        head = _HEAD.pack(len(body), 0 if descriptor is None else 1)
-        if len(body) < _FRAMES_TOGETHER:
-            self._outbox.append((memoryview(head + body), descriptor))
-        else:  # not copied once more
-            self._outbox += [(memoryview(head), descriptor), (memoryview(body), None)]
-        self.waiting_bytes += len(head) + len(body)
-        self.waiting_descriptors += descriptor is not None
+    def post(self, message: Message, descriptor: int | None = None) -> None:
+        """Put a message into the outbox; ``descriptor`` is the channel's from here on, which closes it."""
+        owned: deque[int] = deque(() if descriptor is None else (descriptor,))
+        try:
+            packet = pack(message, owned, descriptor)
+        except (OSError, MemoryError) as error:
+            _close_all(owned)
+            if not isinstance(message, Report) or message.error is not None:
+                raise
+            self.post(_without_payload(message, error))
+            return
+        self._outbox.append((packet, owned))
+        self.waiting_bytes += len(packet.data)
+        self.waiting_descriptors += len(packet.descriptors)
 
-    def flush(self) -> bool:
-        """Send what the socket takes; whether the outbox is empty now.
+    def flush(self) -> Sent:
+        """Send what the socket takes; DONE where the outbox is empty now.
 
         Raises:
-            OSError: The other end is gone.
+            OSError: The other end is gone, or the kernel refuses for good.
         """
         while self._outbox:
-            try:
-                self._send_some()
-            except BlockingIOError:
-                return False
-        return True
+            if (sent := send(self._socket, self._outbox[0][0])) is not Sent.DONE:
+                return sent
+            self._drop_first()
+        return Sent.DONE
 
-    def _send_some(self) -> None:
-        view, descriptor = self._outbox[0]
-        if descriptor is None:
-            sent = self._socket.send(self._plain_frames())
-            self._drop(sent)
-            return
-        # The descriptor rides on the first byte of its frame; what is left of the frame goes without.
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-        sent = self._socket.sendmsg([view], rights)
-        os.close(descriptor)
-        self.waiting_descriptors -= 1
-        self._outbox[0] = (view, None)
-        self._drop(sent)
-
-    def _plain_frames(self) -> memoryview | bytes:
-        """The frames at the head of the outbox that have no descriptor, as many as go into one send."""
-        first = self._outbox[0][0]
-        if len(first) >= _FRAMES_TOGETHER or len(self._outbox) == 1:
-            return first
-        together: list[memoryview] = []
-        size = 0
-        for view, descriptor in self._outbox:
-            if descriptor is not None or size + len(view) > _FRAMES_TOGETHER:
-                break
-            together.append(view)
-            size += len(view)
-        return b"".join(together)
-
-    def _drop(self, sent: int) -> None:
-        self.waiting_bytes -= sent
-        while sent:
-            view, descriptor = self._outbox[0]
-            if sent < len(view):
-                self._outbox[0] = (view[sent:], descriptor)
-                return
-            sent -= len(view)
-            self._outbox.popleft()
+    def _drop_first(self) -> None:
+        packet, owned = self._outbox.popleft()
+        self.waiting_bytes -= len(packet.data)
+        self.waiting_descriptors -= len(packet.descriptors)
+        _close_all(owned)
 
     def drop(self) -> None:
         """Forget what is in the outbox: nobody will read it."""
-        for _, descriptor in self._outbox:
-            if descriptor is not None:
-                os.close(descriptor)
-        self._outbox.clear()
-        self.waiting_bytes = self.waiting_descriptors = 0
+        while self._outbox:
+            self._drop_first()
 
-    def receive(self) -> list[tuple[Any, int | None]]:
-        """The whole messages that have come, each with its descriptor; waits for some where the end blocks.
+    def receive(self) -> list[Order] | None:
+        """The orders of one packet, without waiting; ``None`` where none has come.
 
-        The descriptor is ``LOST`` where this process has as many open as it may.
+        Each has its own descriptor, or ``LOST`` where this process has as many open as it may.
 
         Raises:
-            EOFError: The other end is closed and everything that it sent was received.
+            EOFError: The other end is closed, and everything that it sent was received.
         """
         try:
-            data, descriptors, flags, _ = socket.recv_fds(self._socket, _CHUNK, 8, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return []
-        except ConnectionResetError:
-            data, descriptors, flags = b"", [], 0
-        if flags & _TRUNCATED and not descriptors:
-            descriptors = [LOST]
-        self._descriptors.extend(descriptors)
+            data, ancillary, flags, _ = self._socket.recvmsg(PACKET, ANCILLARY, RECEIVE_FLAGS)
+        except OSError as error:
+            if error.errno in NOT_NOW:
+                return None
+            data = b""
         if not data:
             raise EOFError
-        self._inbox += data
-        return list(self._whole_messages())
+        return self._orders_in(data, ancillary, flags)
 
-    def _whole_messages(self) -> Iterator[tuple[Any, int | None]]:
-        start = 0
-        inbox = memoryview(self._inbox)
-        try:
-            while len(inbox) - start >= _HEAD.size:
-                length, descriptors = _HEAD.unpack_from(inbox, start)
-                body = start + _HEAD.size
-                if len(inbox) - body < length:
-                    break
-                message = pickle.loads(inbox[body : body + length])
-                yield message, self._descriptors.popleft() if descriptors else None
-                start = body + length
-        finally:
-            inbox.release()
-            del self._inbox[:start]
-
-    def end_of_orders(self) -> None:
-        """Tell the other end that nothing more will be sent; it can still be received from."""
-        try:
-            self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return  # the other end is gone already
+    def _orders_in(self, data: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> list[Order]:
+        """Those that did not come before: a caller that is interrupted may send a packet twice."""
+        orders, descriptor = unpack(data, ancillary, flags)
+        number = number_of(data)
+        if orders is None:
+            orders = [Order(number, Limits(), descriptor=LOST)]
+        elif descriptor is not None:
+            orders = [orders[0]._replace(descriptor=descriptor)]
+        fresh = [order for order in orders if order.number > self._last_order]
+        kept = {order.descriptor for order in fresh}
+        for fd in descriptors_of(ancillary):
+            if fd not in kept:
+                os.close(fd)
+        self._last_order = max(self._last_order, orders[-1].number)
+        return fresh
 
     def close(self) -> None:
-        """Close this end and every descriptor that was not delivered."""
+        """Close this end, and every descriptor that was not sent."""
         self.drop()
-        while self._descriptors:
-            if (fd := self._descriptors.popleft()) != LOST:
-                os.close(fd)
         self._socket.close()
+
+
+def _without_payload(report: Report, error: OSError | MemoryError) -> Report:
+    """What can still be said of an attempt whose result finds no memory or descriptor to travel in."""
+    reason = SandboxError("send result", errno=getattr(error, "errno", None) or errno.ENOMEM, remedy="raise ulimit -n")
+    return report._replace(
+        outcome=Outcome.SANDBOX_ERROR, detail=str(reason), delivery=Delivery.NOTHING, payload=b"", error=reason
+    )
+
+
+def _close_all(descriptors: deque[int]) -> None:
+    while descriptors:
+        os.close(descriptors.popleft())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 
-_PLACES = (0, 1 << 45)  # of stdout and stderr in the store, a sparse file: neither can reach the other
-_READ_AT_ONCE = 1 << 30  # bytes; the kernel gives 2 GiB at most
+PLACES = (0, 1 << 45)  # of stdout and stderr in the store, a sparse file: neither can reach the other
+READ_AT_ONCE = 1 << 30  # bytes; the kernel gives 2 GiB at most
 
 
-class Store:
+class OutputStore:
     """The memfd of one guest's output, made when first wanted; open until ``close`` or ``take``."""
 
     def __init__(self) -> None:
@@ -40,13 +40,11 @@ def received(fd: int, stored: tuple[int, int], rest: tuple[bytes, bytes]) -> tup
     Raises:
         OSError: The store cannot be read, or is shorter than it was: a process of the same user can reach it.
     """
-    return _received(fd, _PLACES[0], stored[0], rest[0]), _received(fd, _PLACES[1], stored[1], rest[1])
+    return _received(fd, PLACES[0], stored[0], rest[0]), _received(fd, PLACES[1], stored[1], rest[1])
 
 
 def _received(fd: int, place: int, stored: int, rest: bytes) -> bytes:
-    parts = [
-        os.pread(fd, min(_READ_AT_ONCE, stored - start), place + start) for start in range(0, stored, _READ_AT_ONCE)
-    ]
+    parts = [os.pread(fd, min(READ_AT_ONCE, stored - start), place + start) for start in range(0, stored, READ_AT_ONCE)]
     if sum(map(len, parts)) != stored:
         raise OSError(errno.EIO, f"read output: {stored} B were stored, and are not there any more")
     if rest:

@@ -274,12 +274,12 @@ def read_inline(record: bytes) -> Any:
 
 
 def read_descriptor(fd: int) -> Any:
-    """The value, or (exception, traceback), of a large record; closes the descriptor.
+    """The value, or (exception, traceback), of a large record; the descriptor stays open.
 
     Raises:
         TransferError: It does not unpickle.
     """
-    with open(fd, "rb", buffering=0) as file:
+    with open(fd, "rb", buffering=0, closefd=False) as file:
         head = os.pread(fd, _HEAD.size, 0)
         if head[4] & _BYTES_VALUE:
             file.seek(_HEAD.size)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,8 +18,8 @@ from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.verdict import Delivery, Evidence, Reason, explain, judge
 from gwsandbox.supervisor.output import OutputPipe
 
-Steps = Generator[tuple[int, int], None, None]
-"""What is waited for, as descriptor and epoll mask, one after the other."""
+Steps = Generator[tuple[int, int] | None, None, None]
+"""What is waited for, one after the other: a descriptor and an epoll mask, or ``None`` for births in progress."""
 
 
 @dataclass(slots=True)
@@ -27,9 +31,11 @@ class Attempt:
         is_command: Whether it is a program.
         sandbox: The walls around it.
         result: The result descriptor.
-        start_event: The descriptor that tells the guest that its time begins.
+        start_event: The descriptor that says to the guest that its time begins.
         outputs: Pipes of its stdout and stderr, where we read them.
-        requested: The limits that were asked for.
+        requested: The limits that were asked for, by name.
+        sending: Descriptors that are needed until the zygote has been asked for the guest.
+        ended_at: Monotonic moment of the first kill, in seconds.
     """
 
     order: Order
@@ -39,44 +45,92 @@ class Attempt:
     start_event: int
     outputs: list[OutputPipe]
     requested: Mapping[str, float]
+    sending: deque[int] = field(default_factory=deque)
     start_time: float = 0.0
     started: float = 0.0
     pid: int = 0
     pidfd: int = -1
     deadline: float | None = None
     next_check: float | None = None
+    ended_at: float | None = None
     reason: Reason | None = None
     dead: bool = False
     steps: Steps = field(init=False)
-    proceed: Callable[[], None] = field(init=False)
+    proceed: Callable[[], None] | None = None
 
     def end(self, reason: Reason) -> None:
         """Note why, then kill. The first reason noted stands."""
         self.deadline = self.next_check = None
         if not self.dead:
             self.reason = self.reason or reason
-            self.sandbox.kill()
+            self.kill()
         elif any(pipe.pass_on() for pipe in self.outputs):
-            # It is dead and its last words wait for a reader that does not come.
+            # It is dead and its last output waits for a reader that does not come.
             for pipe in self.outputs:
                 pipe.discard()
-            self.proceed()
+            if self.proceed is not None:
+                self.proceed()
+
+    def kill(self) -> None:
+        """Kill all that is in the sandbox, and the guest itself wherever somebody may have moved it."""
+        if self.ended_at is None:
+            self.ended_at = time.monotonic()
+        self.kill_guest()
+        self.sandbox.kill()
+
+    def kill_guest(self) -> None:
+        """Kill the guest's first process, which is a child of ours."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            elif self.pid and not self.dead:
+                os.kill(self.pid, signal.SIGKILL)  # nobody else reaps it, so the pid is still its own
+
+    def is_cleared(self) -> bool:
+        """Take away what is left of an attempt that comes to nothing; whether all of it is gone. Never waits."""
+        self.kill()
+        if self.pid and not self.dead:
+            self.dead = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+            if not self.dead:
+                return False
+        if self.sandbox.remaining() is not None:
+            return False
+        self.sandbox.close()
+        return True
+
+    def asked(self) -> None:
+        """The zygote has been asked for the guest, so it has what it needs of us."""
+        while self.sending:
+            os.close(self.sending.popleft())
+
+    def born(self) -> None:
+        """The guest exists, and has all that came with the order."""
+        self.order.close()
+        self.order = self.order._replace(descriptor=None)
 
     def descriptors(self) -> list[int]:
         """All that it holds and has not closed."""
-        found = [self.result, self.start_event, self.pidfd]
+        found = [self.result, self.start_event, self.pidfd, *self.sending]
         for pipe in self.outputs:
-            found += [pipe.fd, pipe.guests_end, pipe.store.fd]
+            found += pipe.descriptors()
         return [fd for fd in found if fd >= 0]
 
     def close(self) -> None:
         """Close what is open but the result descriptor."""
+        self.asked()
         for name in ("start_event", "pidfd"):
             if (fd := getattr(self, name)) >= 0:
-                os.close(fd)
                 setattr(self, name, -1)
+                os.close(fd)
         for pipe in self.outputs:
             pipe.close()
+
+    def close_all(self) -> None:
+        """Close all that is open: no result is wanted of it."""
+        self.close()
+        if self.result >= 0:
+            fd, self.result = self.result, -1
+            os.close(fd)
 
 
 def report(

@@ -11,72 +11,111 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
-from typing import BinaryIO, NoReturn
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, NoReturn
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.rlimit import RlimitBackend
-from gwsandbox.ipc.channel import Channel
-from gwsandbox.linux import syscalls
+from gwsandbox.ipc.channel import PACKET, Channel, Ended, Message, Sent, pack, send
+from gwsandbox.linux import descriptors, syscalls
+from gwsandbox.linux.errnos import errno_of
+from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
-from gwsandbox.supervisor.reaper import keep
+from gwsandbox.supervisor.reaper import watch_over
 from gwsandbox.supervisor.supervisor import Supervisor
-
-# How a clean interpreter answers that is to preload modules; what could not be imported, and why, follows the second.
-PRELOADED, NOT_PRELOADED = b"+", b"-"
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"cgroup": CgroupBackend, "rlimit": RlimitBackend}
 
 
-def run_reaper(
-    supervisor_end: socket.socket,
-    gate: int,
-    not_its_own: set[int],
-    backend: Backend | None,
-    inherited_tasks: dict[int, Task | Command],
-) -> NoReturn:
-    """In a child of the caller: wait at the gate, then keep a supervisor.
+class Inheritance(NamedTuple):
+    """What a fork of the caller brings along.
 
     Args:
-        supervisor_end: The supervisor's end of the link.
-        gate: Where the caller writes what the run needs, once the backend is prepared.
-        not_its_own: Descriptors of the caller's ends, which must end with the caller.
-        backend: The caller's, or ``None`` in a clean interpreter.
-        inherited_tasks: Tasks that came along with the fork.
+        backend: How limits are held.
+        options: Of the run.
+        tasks: Those that were queued before the fork, by number.
+    """
+
+    backend: Backend
+    options: RunOptions
+    tasks: Mapping[int, Task | Command]
+
+
+def run_reaper(end: socket.socket, inheritance: Inheritance) -> NoReturn:
+    """In a child of the caller: get the backend ready, then watch over a supervisor.
+
+    Args:
+        end: The supervisor's end of the socket.
+        inheritance: What came along with the fork.
     """
     # In all processes that come from here the caller's heap shall stay shared with it: a collection would write to
     # every page. Only guests collect again.
     gc.disable()
     gc.freeze()
     try:
-        for fd in not_its_own:
-            os.close(fd)
-        with open(gate, "rb") as pipe:
-            backend = backend or _get_ready(pipe, supervisor_end)
-            handover, options = pickle.load(pipe)
-        if not options.pass_through:
-            os.setsid()  # the terminal's signals are the caller's business
-        backend.accept(handover)
-        supervisor_end.setblocking(False)
-        run = functools.partial(_supervise, supervisor_end, backend, options, inherited_tasks)
-        keep(backend, run, supervisor_end.fileno())
-    except EOFError:
-        os._exit(0)  # the caller is gone
-    except BaseException:  # noqa: BLE001 - must not unwind into the caller's code
+        _begin(end, inheritance)
+    except SandboxError as error:
+        _say(end, Ended(error))
+    except BaseException as error:  # noqa: BLE001 - must not unwind into the caller's code
         traceback.print_exc()
+        _say(end, Ended(SandboxError("start supervisor", value=str(error), errno=errno_of(error))))
     finally:
         os._exit(1)
 
 
-def _get_ready(gate: BinaryIO, supervisor_end: socket.socket) -> Backend:
-    """In a clean interpreter: what a fork would have brought along."""
-    caller, sys.path[:], python_path, name, preload = pickle.load(gate)
+def _begin(end: socket.socket, inheritance: Inheritance) -> NoReturn:
+    backend, options, tasks = inheritance
+    if not options.pass_through:
+        os.setsid()  # the terminal's signals are the caller's business
+        descriptors.close_lifelines({end.fileno()})
+    group = backend.prepare()
+    watch_over(backend, functools.partial(_supervise, end, backend, options, tasks), end, group)
+
+
+def _say(end: socket.socket, message: Message) -> None:
+    """The last message: sent if it can be, and not waited for."""
+    try:
+        send(end, pack(message, deque()))
+    except OSError:
+        return  # nobody is there to hear it
+
+
+def _supervise(end: socket.socket, backend: Backend, options: RunOptions, tasks: Mapping[int, Task | Command]) -> None:
+    channel = Channel(end)
+    try:
+        Supervisor(channel, backend, options, tasks).run()
+    except Exception as error:
+        traceback.print_exc()
+        step = f"supervise: {type(error).__name__}"
+        channel.post(Ended(SandboxError(step, value=str(error), errno=errno_of(error))))
+        while channel.flush() is Sent.LATER:
+            pass
+        raise
+
+
+def serve(number: int) -> NoReturn:
+    """In a clean interpreter ("forkserver"): become the reaper.
+
+    Args:
+        number: Of the descriptor that is the supervisor's end of the socket.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    end = socket.socket(fileno=number)
+    os.set_inheritable(number, False)
+    data = end.recv(PACKET)
+    if not data:
+        os._exit(0)  # the caller is gone
+    caller, sys.path[:], python_path, name, options = pickle.loads(data)
     _restore_environment(python_path)
-    if preload:
-        _preload(preload, supervisor_end, caller)
-    return BACKENDS[name]()
+    try:
+        _preload(options.preload, caller)
+    except SandboxError as error:
+        _say(end, Ended(error))
+        os._exit(1)
+    run_reaper(end, Inheritance(BACKENDS[name](), options, {}))
 
 
 def _restore_environment(python_path: str | None) -> None:
@@ -87,8 +126,12 @@ def _restore_environment(python_path: str | None) -> None:
         os.environ["PYTHONPATH"] = python_path
 
 
-def _preload(names: tuple[str, ...], supervisor_end: socket.socket, caller: int) -> None:
-    """Import what the guests shall find imported, and tell the caller, who waits."""
+def _preload(names: tuple[str, ...], caller: int) -> None:
+    """Import what the guests shall find imported.
+
+    Raises:
+        SandboxError: One of them cannot be imported.
+    """
     syscalls.die_with_parent()  # else an import that never ends would outlive a caller that is killed
     if os.getppid() != caller:
         os._exit(1)
@@ -96,22 +139,9 @@ def _preload(names: tuple[str, ...], supervisor_end: socket.socket, caller: int)
         try:
             importlib.import_module(name)
         except BaseException as error:  # noqa: BLE001 - a module may raise what it likes, SystemExit too
-            told = name, traceback.format_exception_only(error)[-1].strip(), traceback.format_exc()
-            supervisor_end.sendall(NOT_PRELOADED + pickle.dumps(told, protocol=5))
-            os._exit(1)
+            reason = traceback.format_exception_only(error)[-1].strip()
+            remedy = "see that the caller could import it, or leave it out of preload"
+            failure = SandboxError(f"preload modules: {reason}", value=name, remedy=remedy)
+            failure.add_note(traceback.format_exc())
+            raise failure from None
     syscalls.outlive_parent()
-    supervisor_end.sendall(PRELOADED)
-
-
-def _supervise(
-    supervisor_end: socket.socket, backend: Backend, options: RunOptions, inherited_tasks: dict[int, Task | Command]
-) -> None:
-    Supervisor(Channel(supervisor_end), backend, options, inherited_tasks).run()
-
-
-def serve(link: int, gate: int) -> NoReturn:
-    """In a clean interpreter ("forkserver"): become the reaper."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    supervisor_end = socket.socket(fileno=link)
-    os.set_inheritable(link, False)
-    run_reaper(supervisor_end, gate, set(), None, {})

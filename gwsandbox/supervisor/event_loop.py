@@ -6,7 +6,7 @@ import select
 from collections.abc import Callable
 
 
-class Loop:
+class EventLoop:
     """Waits for descriptors, and calls the handler of each that is ready."""
 
     def __init__(self) -> None:
@@ -14,15 +14,20 @@ class Loop:
         self._handlers: dict[int, Callable[[], None]] = {}
 
     def fileno(self) -> int:
+        """The descriptor of the epoll instance."""
         return self._epoll.fileno()
 
     def watch(self, fd: int, mask: int, handler: Callable[[], None]) -> None:
-        """Call ``handler`` whenever an event of ``mask`` is there; it may come too early once, and must bear it."""
-        self._handlers[fd] = handler
+        """Call ``handler`` whenever an event of ``mask`` is there. It may come too early once, and must bear that.
+
+        Raises:
+            OSError: The kernel refused; then nothing is watched.
+        """
         self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
 
     def forget(self, fd: int) -> None:
-        """Watch it no more; to be called before it is closed, and safe where it was not watched.
+        """Watch ``fd`` no more; to be called before it is closed, and safe where it was not watched.
 
         Not left to close(): another process may hold a duplicate, and would keep it registered.
         """

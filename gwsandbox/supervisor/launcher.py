@@ -1,12 +1,12 @@
-"""Where guests are born and wait for their time: the supervisor's dealings with its zygote."""
+"""Where guests are forked and wait for their time: the supervisor's dealings with its zygote."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import select
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,25 +14,35 @@ from collections.abc import Callable, Iterator, Mapping
 from gwsandbox.backends.base import Backend, limit_resources
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import Order
-from gwsandbox.ipc.output_store import Store
+from gwsandbox.ipc.channel import Order, Packet, Sent
+from gwsandbox.ipc.output_store import OutputStore
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 from gwsandbox.supervisor.attempt import Attempt
-from gwsandbox.supervisor.event_loop import Loop
+from gwsandbox.supervisor.event_loop import EventLoop
 from gwsandbox.supervisor.output import Budget, OutputPipe
+from gwsandbox.supervisor.reserve import Reserve
 from gwsandbox.supervisor.zygote_process import ZygoteProcess
 
-_BIRTH_SECONDS = 0.5  # after which we look whether somebody has stopped the zygote
-_LOST_IN_A_ROW = 3  # zygotes that are killed one after the other before we give up what they were to fork
+_BIRTH_SECONDS = 0.5  # after which the zygote is continued, in case somebody has stopped it
+_BIRTH_LIMIT = 20.0  # seconds after which a zygote that answers nothing is killed
+_LATER_SECONDS = 0.02  # until a request is tried again that the kernel has no memory for
+_CLEAR_SECONDS = 0.05  # until what is left of an attempt is looked at again
+_LOST_IN_A_ROW = 3  # zygotes that die one after the other before what they were to fork is given up
 
 
 class Launcher:
     """Opens sandboxes, has guests born into them, and keeps those until a slot is free.
 
-    ``fail`` is told of every order that comes to nothing, and ``requeue`` gets each that was lost with a zygote
-    before its guest could do anything.
+    Args:
+        backend: How limits are held.
+        inherited_tasks: Tasks that came along with the fork, by number.
+        options: Of the run.
+        loop: The supervisor's.
+        reserve: The supervisor's.
+        refuse: Gets each order that cannot be started, with the reason.
+        requeue: Gets each order that was lost with a zygote before its guest could do anything.
     """
 
     def __init__(
@@ -40,106 +50,196 @@ class Launcher:
         backend: Backend,
         inherited_tasks: Mapping[int, Task | Command],
         options: RunOptions,
-        loop: Loop,
+        loop: EventLoop,
+        reserve: Reserve,
         *,
-        open_files: tuple[int, int],
-        fail: Callable[[Order, Exception], None],
+        refuse: Callable[[Order, Exception], None],
         requeue: Callable[[Order], None],
     ) -> None:
         self.ready: deque[Attempt] = deque()
         self.starting: deque[Attempt] = deque()
-        self.next_look: float | None = None
+        self.abandoned: list[Attempt] = []
+        self._held: tuple[Attempt, Packet] | None = None
         self._backend = backend
         self._inherited_tasks = inherited_tasks
         self._options = options
-        self._open_files = open_files
         self._loop = loop
-        self._fail = fail
+        self._reserve = reserve
+        self._refuse = refuse
         self._requeue = requeue
         self._zygote: ZygoteProcess | None = None
         self._lost = 0
+        self._next_wake: float | None = None
+        self._birth_deadline = 0.0
+        self._next_clearing: float | None = None
+        self._waits_for_room = False
 
     def __len__(self) -> int:
         """Guests that wait or are being born."""
-        return len(self.ready) + len(self.starting)
+        return len(self.ready) + len(self.starting) + (self._held is not None)
 
     # --- the zygote ---------------------------------------------------------------------------------
 
+    @property
+    def has_zygote(self) -> bool:
+        """Whether there is one, alive as far as is known."""
+        return self._zygote is not None
+
     def open(self, not_callers: list[int]) -> None:
-        """Fork a zygote, which closes ``not_callers``."""
-        here = [fd for attempt in (*self.starting, *self.ready) for fd in attempt.descriptors()]
-        ours = [self._loop.fileno(), *self._backend.descriptors(), *not_callers, *here]
-        self._zygote = ZygoteProcess(
+        """Fork a zygote, which closes ``not_callers`` and what is the launcher's.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        here = [fd for attempt in self.attempts() for fd in attempt.descriptors()]
+        zygote = ZygoteProcess(
             self._inherited_tasks,
-            ours,
+            [self._loop.fileno(), *self._backend.descriptors(), *not_callers, *here],
             self._options,
-            open_files=self._open_files,
+            limits=self._reserve.inherited_limits,
             be_subreaper=self._backend.needs_subreaper,
         )
-        self._backend.adopt(self._zygote.pid, self.await_births)
-        self._loop.watch(self._zygote.fileno(), select.EPOLLIN, self._answered)
+        try:
+            self._loop.watch(zygote.fileno(), select.EPOLLIN, self.take_answers)
+            self._loop.watch(zygote.pidfd, select.EPOLLIN, self._zygote_died)
+        except OSError:
+            self._loop.forget(zygote.fileno())
+            zygote.close()
+            raise
+        self._zygote = zygote
+        self._waits_for_room = False
+        self._backend.adopt(zygote.pid, self.has_births)
+
+    @property
+    def zygote_pid(self) -> int:
+        """Pid of the zygote; 0 where there is none."""
+        return 0 if self._zygote is None else self._zygote.pid
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts that are the launcher's."""
+        held = [] if self._held is None else [self._held[0]]
+        return [*self.starting, *self.ready, *self.abandoned, *held]
+
+    def has_births(self) -> bool:
+        """Whether the zygote may have forked a guest that is not known yet."""
+        return bool(self.starting)
 
     def close(self) -> None:
-        """End the zygote."""
+        """End the zygote. Waits until it is dead."""
         if self._zygote is not None:
-            self._loop.forget(self._zygote.fileno())
-            self._zygote.close()
-            self._zygote = None
+            zygote, self._zygote = self._zygote, None
+            self._loop.forget(zygote.fileno())
+            self._loop.forget(zygote.pidfd)
+            zygote.close()
 
-    def look(self, now: float) -> None:
-        """To be called when ``next_look`` has come: a birth takes long, and somebody may have stopped the zygote."""
-        if self.next_look is not None and now >= self.next_look and self._zygote is not None:
-            self._zygote.wake()
-            self.next_look = now + _BIRTH_SECONDS
-
-    def await_births(self) -> None:
-        """Wait until every guest that the zygote was asked for is known: milliseconds."""
-        while self.starting and self._zygote is not None:
-            poll = select.poll()
-            poll.register(self._zygote.fileno(), select.POLLIN)
-            if poll.poll(_BIRTH_SECONDS * 1000):
-                self._answered()
-            else:
-                self._zygote.wake()
-
-    def _zygote_lost(self, *unsent: Order) -> None:
-        """It was killed. Guests that it had not answered for would wait for ever: others take their place."""
+    def _zygote_died(self) -> None:
+        """Its pidfd says so. What it answered before is still to be read."""
+        self.take_answers()
         self.close()
+        self._lose_births()
+
+    def _lose_births(self) -> None:
+        """Guests that the zygote had not answered for would wait for ever: others take their place."""
         self._lost += 1
-        self.next_look = None
-        unborn, self.starting = self.starting, deque()
-        for attempt in unborn:
-            self._abandon(attempt)
-        for order in reversed([*(attempt.order for attempt in unborn), *unsent]):
+        self._next_wake = None
+        unborn = [*self.starting]
+        self.starting.clear()
+        if self._held is not None:
+            unborn.append(self._held[0])
+            self._held = None
+        for attempt in reversed(unborn):
+            order, attempt.order = attempt.order, attempt.order._replace(descriptor=None)
+            self.abandon(attempt)
             if self._lost < _LOST_IN_A_ROW:
                 self._requeue(order)
             else:
-                order.close()
-                self._fail(order, SandboxError("fork guest: the zygote process was killed again and again"))
+                self._refuse(order, SandboxError("fork guest: the zygote process was killed again and again"))
+
+    # --- moments ------------------------------------------------------------------------------------
 
     @property
-    def has_zygote(self) -> bool:
-        return self._zygote is not None
+    def next_look(self) -> float | None:
+        """The monotonic moment at which ``look`` is to be called, in seconds."""
+        moments = [moment for moment in (self._next_wake, self._next_clearing) if moment is not None]
+        return min(moments) if moments else None
+
+    def look(self, now: float) -> None:
+        """To be called when ``next_look`` has come."""
+        if self._next_clearing is not None and now >= self._next_clearing:
+            self._clear()
+        if self._next_wake is None or now < self._next_wake or self._zygote is None:
+            return
+        self._next_wake = now + _BIRTH_SECONDS
+        if self._held is not None:
+            self._send_held()
+        if now >= self._birth_deadline:
+            self._zygote.kill()  # its pidfd tells when it is dead
+        else:
+            self._zygote.wake()
+
+    def _expect_answers(self) -> None:
+        now = time.monotonic()
+        self._next_wake = now + _BIRTH_SECONDS
+        self._birth_deadline = now + _BIRTH_LIMIT
 
     # --- births -------------------------------------------------------------------------------------
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether a request waits for room in the zygote's socket, and no further one can be made."""
+        return self._held is not None
 
     def order(self, order: Order) -> None:
         """Open a sandbox for an order, and have a guest born into it."""
         try:
-            attempt = self._prepare(order)
-        except ConnectionError:  # the zygote was killed, and we hear of it here first
-            self._zygote_lost(order)
-            return
+            attempt, packet = self._prepare(order)
         except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
-            order.close()
-            self._fail(order, error)
+            self._refuse(order, error)
             return
-        self.starting.append(attempt)
-        if self.next_look is None:
-            self.next_look = time.monotonic() + _BIRTH_SECONDS
+        self._held = attempt, packet
+        self._send_held()
 
-    def _prepare(self, order: Order) -> Attempt:
-        task = order.work if order.work is not None else self._inherited_tasks.get(order.number)
+    def _send_held(self) -> None:
+        """Send the request that waits, if the zygote's socket takes it."""
+        if self._zygote is None or self._held is None:
+            return
+        attempt, packet = self._held
+        try:
+            sent = self._zygote.send(packet)
+        except BrokenPipeError:
+            return  # its pidfd tells, and then the order is tried once more
+        except OSError as error:
+            self._held = None
+            self.abandon(attempt)
+            self._refuse(attempt.order, error)
+            return
+        self._watch_zygote(for_room=sent is Sent.FULL)
+        if sent is Sent.DONE:
+            self._held = None
+            attempt.asked()
+            self.starting.append(attempt)
+        if self._next_wake is None:
+            self._expect_answers()
+        if sent is Sent.LATER:
+            self._next_wake = time.monotonic() + _LATER_SECONDS
+
+    def _watch_zygote(self, *, for_room: bool) -> None:
+        """Wait for answers, and for room in the socket where a request waits for it."""
+        if self._zygote is None or for_room is self._waits_for_room:
+            return
+        self._waits_for_room = for_room
+        self._loop.forget(self._zygote.fileno())
+        mask = select.EPOLLIN | (select.EPOLLOUT if for_room else 0)
+        handler = self._room_or_answers if for_room else self.take_answers
+        self._loop.watch(self._zygote.fileno(), mask, handler)
+
+    def _room_or_answers(self) -> None:
+        self.take_answers()
+        self._send_held()
+
+    def _prepare(self, order: Order) -> tuple[Attempt, Packet]:
+        """The attempt, and the request that the zygote is to get."""
+        task = self._inherited_tasks.get(order.inherited) if order.inherited else order.work
         with contextlib.ExitStack() as undo:
             sandbox = self._backend.open(order.limits)
             undo.callback(sandbox.close)
@@ -151,92 +251,108 @@ class Launcher:
             if "file_size" in requested:
                 record.make_room(result)
             attempt = Attempt(order, isinstance(task, Command), sandbox, result, start_event, [], requested)
+            undo.callback(attempt.asked)
             for pipe in _output_pipes(attempt, pass_through=self._options.pass_through):
                 undo.callback(pipe.close)
                 attempt.outputs.append(pipe)
-            self._send(attempt, task)
+            packet = self._request(attempt, task)
             undo.pop_all()
-        return attempt
+        return attempt, packet
 
-    def _send(self, attempt: Attempt, task: Task | Command | bytes | None) -> None:
-        with contextlib.ExitStack() as sent:
-            work, descriptor, stdin = attempt.order.work or b"", attempt.order.descriptor, None
-            if isinstance(task, Command) and task.stdin is not None:
-                stdin = call.store(task.stdin, "gwsandbox-stdin")
-                sent.callback(os.close, stdin)
-            if isinstance(work, Command):
-                work = pickle.dumps((work.argv, work.cwd, work.env), protocol=5)
-            if len(work) > LARGEST_WORK:
-                descriptor = call.store(work, "gwsandbox-task")
-                sent.callback(os.close, descriptor)
-                work = b""
-            stdout, stderr = [pipe.guests_end for pipe in attempt.outputs] or (None, None)
-            assert self._zygote is not None
-            self._zygote.order_birth(
-                attempt.order.number,
-                {
-                    "result": attempt.result,
-                    "start_event": attempt.start_event,
-                    "cgroup": attempt.sandbox.cgroup,
-                    "work": descriptor,
-                    "stdin": stdin,
-                    "stdout": stdout,
-                    "stderr": stderr,
-                },
-                work=work,
-                is_command=attempt.is_command,
-                data_limit=attempt.sandbox.data_limit_at_exec if attempt.is_command else 0,
-            )
-
-    def _answered(self) -> None:
-        """The zygote answers: a guest waits for its time."""
+    def _request(self, attempt: Attempt, task: Task | Command | bytes | None) -> Packet:
+        order, stdin = attempt.order, None
+        work, descriptor = order.work or b"", order.descriptor
+        if isinstance(task, Command) and task.stdin is not None:
+            stdin = call.store(task.stdin, "gwsandbox-stdin", attempt.sending)
+            os.lseek(stdin, 0, os.SEEK_SET)
+        if isinstance(work, Command):
+            work = pickle.dumps((work.argv, work.cwd, work.env), protocol=5)
+        if len(work) > LARGEST_WORK:
+            descriptor = call.store(work, "gwsandbox-task", attempt.sending)
+            work = b""
+        stdout, stderr = [pipe.guests_end for pipe in attempt.outputs] or (None, None)
         assert self._zygote is not None
-        try:
+        return self._zygote.request(
+            order.inherited,
+            {
+                "result": attempt.result,
+                "start_event": attempt.start_event,
+                "cgroup": attempt.sandbox.cgroup,
+                "work": descriptor,
+                "stdin": stdin,
+                "stdout": stdout,
+                "stderr": stderr,
+            },
+            work=work,
+            is_command=attempt.is_command,
+            data_limit=attempt.sandbox.data_limit_at_exec if attempt.is_command else 0,
+        )
+
+    def take_answers(self) -> None:
+        """Read what the zygote has answered: each answer is a guest that waits for its time."""
+        while self.starting and self._zygote is not None:
             pid = self._zygote.answer()
-        except EOFError:
-            self._zygote_lost()
-            return
-        if pid is None:  # woken for an answer that was taken while we settled
-            return
-        attempt = self.starting.popleft()
-        self.next_look = time.monotonic() + _BIRTH_SECONDS if self.starting else None
-        self._lost = 0
-        attempt.order.close()
+            if pid is None:
+                return
+            attempt = self.starting.popleft()
+            self._lost = 0
+            if self.starting or self._held is not None:
+                self._expect_answers()
+            else:
+                self._next_wake = None
+            self._accept(attempt, pid)
+
+    def _accept(self, attempt: Attempt, pid: int) -> None:
+        order = attempt.order
         try:
             if pid < 0:
-                raise SandboxError(  # noqa: TRY301 - as the others
-                    "fork guest", errno=-pid, remedy="see ulimit -u and the cgroup's pids.max"
-                )
+                remedy = "see ulimit -u and the cgroup's pids.max"
+                raise SandboxError("fork guest", errno=-pid, remedy=remedy)  # noqa: TRY301 - as the others
             attempt.pid = pid
-            attempt.pidfd = os.pidfd_open(pid)
+            attempt.pidfd = self._reserve.use(functools.partial(os.pidfd_open, pid))
             self._confine(attempt)
         except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
-            self._abandon(attempt)
-            self._fail(attempt.order, error)
+            attempt.order = order._replace(descriptor=None)
+            self.abandon(attempt)
+            self._refuse(order, error)
             return
+        attempt.born()
         self.ready.append(attempt)
 
     def _confine(self, attempt: Attempt) -> None:
-        """What can be done from outside to a guest that waits."""
+        """Do what can be done from outside to a guest that waits."""
         for pipe in attempt.outputs:
             pipe.started()
         attempt.sandbox.started(attempt.pid, keeps_memory=not attempt.is_command)
         limit_resources(attempt.pid, attempt.requested)
 
-    def _abandon(self, attempt: Attempt) -> None:
-        """End an attempt whose guest never had its time, or was never born."""
-        attempt.sandbox.kill()
-        if attempt.pid:
-            os.kill(attempt.pid, signal.SIGKILL)
-            os.waitpid(attempt.pid, 0)
-        attempt.close()
-        os.close(attempt.result)
-        attempt.sandbox.close()
+    # --- attempts that come to nothing --------------------------------------------------------------
+
+    def abandon(self, attempt: Attempt) -> None:
+        """End an attempt of which nothing is wanted any more, in the middle of whatever it was doing."""
+        attempt.close_all()
+        self.abandoned.append(attempt)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Take away what is left of abandoned attempts. What does not go now is looked at again."""
+        left = []
+        for attempt in self.abandoned:
+            try:
+                gone = self._reserve.use(attempt.is_cleared)
+            except ChildProcessError:
+                attempt.dead, gone = True, False
+            except Exception:  # noqa: BLE001 - tried again, and at the end of the run the backend removes all
+                gone = False
+            if not gone:
+                left.append(attempt)
+        self.abandoned = left
+        self._next_clearing = time.monotonic() + _CLEAR_SECONDS if left else None
 
 
 def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPipe]:
-    """For stdout and stderr, where the guest does not write to the caller's own."""
-    budget, store = Budget(attempt.requested.get("output")), Store()
+    """Pipes for stdout and stderr, where the guest does not write to the caller's own."""
+    budget, store = Budget(attempt.requested.get("output")), OutputStore()
     if attempt.is_command and not pass_through:
         targets: tuple[int | None, ...] = (None, None)
     else:

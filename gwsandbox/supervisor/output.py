@@ -10,7 +10,7 @@ import os
 import select
 from collections import deque
 
-from gwsandbox.ipc.output_store import _PLACES, Store
+from gwsandbox.ipc.output_store import PLACES, OutputStore
 
 _CHUNK = 1 << 16
 _CHUNKS_AT_A_TIME = 16
@@ -45,12 +45,17 @@ class OutputPipe:
         target: Where to write what comes; ``None`` to keep it.
     """
 
-    def __init__(self, number: int, budget: Budget, store: Store, target: int | None) -> None:
-        self.fd, self.guests_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.fd, False)
+    def __init__(self, number: int, budget: Budget, store: OutputStore, target: int | None) -> None:
         self.target = None if target is None else os.dup(target)
+        try:
+            self.fd, self.guests_end = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            if self.target is not None:
+                os.close(self.target)
+            raise
+        os.set_blocking(self.fd, False)
         self.store = store
-        self._place = _PLACES[number]
+        self._place = PLACES[number]
         self._budget = budget
         self._kept: deque[bytes] = deque()
         self._kept_bytes = self._stored_bytes = 0
@@ -120,8 +125,15 @@ class OutputPipe:
             self._move_into_store()
         return self._stored_bytes, b"".join(self._kept)
 
+    def descriptors(self) -> list[int]:
+        """All that it holds, -1 for what is closed."""
+        return [self.fd, self.guests_end, -1 if self.target is None else self.target, self.store.fd]
+
     def close(self) -> None:
+        """Close both ends, the duplicate of the target and the store; safe to call again."""
         self.store.close()
-        for fd in (self.fd, self.guests_end, self.target):
+        fds = (self.fd, self.guests_end, self.target)
+        self.fd, self.guests_end, self.target = -1, -1, None
+        for fd in fds:
             if fd is not None and fd >= 0:
                 os.close(fd)

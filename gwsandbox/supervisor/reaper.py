@@ -9,29 +9,42 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
 from gwsandbox.backends.base import Backend
-from gwsandbox.linux import procfs, syscalls
+from gwsandbox.ipc.channel import Started, pack, send
+from gwsandbox.linux import descriptors, procfs, syscalls
+from gwsandbox.model.errors import SandboxError
 
 
-def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn:
+def watch_over(backend: Backend, supervise: Callable[[], None], end: socket.socket, group: str) -> NoReturn:
     """Become the reaper of a supervisor, which runs ``supervise``. Every signal is blocked in both.
 
     Args:
         backend: Prepared; both processes have it.
         supervise: What the supervisor does.
-        link: The supervisor's end of the link; here it is closed, so that it ends with the supervisor.
+        end: The supervisor's end of the socket; here it is closed, so that it ends with the supervisor.
+        group: What the caller needs to clear up, where neither process can do it any more.
+
+    Raises:
+        SandboxError: The supervisor cannot be forked.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     # A caller that ignores it has its children reaped by the kernel, and wait() would tell us nothing.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     syscalls.be_subreaper()
-    code = 1
     try:
         pid = os.fork()
+    except OSError as error:
+        backend.destroy()
+        remedy = "see ulimit -u and the cgroup's pids.max"
+        raise SandboxError("fork supervisor", errno=error.errno or 0, remedy=remedy) from error
+    code = 1
+    try:
         if pid == 0:
             if backend.needs_subreaper:
                 syscalls.be_subreaper()
@@ -39,7 +52,8 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
             os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the reaper too; now none is left
             code = 0
         else:
-            os.close(link)
+            _say_started(end, pid, group)
+            descriptors.close_all_but({*range(3), *backend.descriptors()})
             code = _wait(pid)
             if code:
                 backend.destroy()
@@ -48,6 +62,16 @@ def keep(backend: Backend, supervise: Callable[[], None], link: int) -> NoReturn
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _say_started(end: socket.socket, pid: int, group: str) -> None:
+    """Send the caller a pidfd of the supervisor. It can do without, so nothing is waited for."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        send(end, pack(Started(group), deque()))
+        return
+    send(end, pack(Started(group), deque(), pidfd))
 
 
 def _wait(pid: int) -> int:

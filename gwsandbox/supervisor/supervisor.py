@@ -16,9 +16,9 @@ Five kinds of processes take part::
 * The **supervisor** is single-threaded and has one epoll loop. It waits for the sockets, the guests' pidfds,
   their pipes, the "populated" event of their cgroups, the caller's pidfd, and the nearest deadline. Nothing is
   polled but what has no event: CPU time, and without cgroups memory.
-* The **zygote** (``zygote.py``) forks the guests, into the sandboxes that the supervisor has opened for them.
-* A **guest** (``guest.py``) is a fresh process. It comes as far as the task's first instruction and waits there
-  for its time, while others run. Its record (``transport.py``) goes into a memfd that is passed on to the
+* The **zygote** (``guest/zygote.py``) forks the guests, into the sandboxes that the supervisor has opened for them.
+* A **guest** (``guest/child.py``) is a fresh process. It comes as far as the task's first instruction and waits there
+  for its time, while others run. Its record (``ipc/record.py``) goes into a memfd that is passed on to the
   caller unread.
 
 Every signal is blocked here, so only SIGKILL ends a supervisor. It ends by itself when the caller has no more
@@ -28,12 +28,30 @@ One attempt begins in the launcher (``launcher.py``), where its sandbox is opene
 in the straight line of ``_attempt``: a generator that yields the descriptor to wait for next. The verdict is given
 once, after death, by ``judge``: the reason that was noted before a kill of ours comes first, then the kernel's
 counters, the wait status last.
+
+What may fail
+=============
+
+The loop never blocks: no send, no wait for a peer that somebody may have stopped. A death is learnt by a pidfd, as an
+end-of-file tells nothing while somebody else holds the other end. What a failing step costs:
+
+===============================================  ===================================================================
+step                                             where it fails
+===============================================  ===================================================================
+watch the caller, open the event loop            the run ends; ``Ended`` says step and errno to the caller
+send a report                                    "not now" is tried again; a caller that is gone ends the run
+fork the zygote, open a sandbox, ask for a       "not now" (EMFILE, EAGAIN, ENOMEM, …): the order waits, and fewer
+guest, fork it, confine it                       guests live for a while; otherwise the task is a SANDBOX_ERROR
+look at a running guest                          "not now" is tried again soon; otherwise that task is given up
+kill, wait for what is left, read its usage      tried with the reserve of descriptors; then that task is given up
+give up a task: kill, reap, remove its sandbox   tried again until it is done, at the latest at the end of the run
+raise the zygote's OOM score                     nothing; it is optional
+===============================================  ===================================================================
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import resource
@@ -41,156 +59,209 @@ import select
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 
-from gwsandbox.backends.base import Backend
-from gwsandbox.ipc.channel import LOST, Channel, Order, Report
+from gwsandbox.backends.base import Backend, Counters
+from gwsandbox.ipc.channel import LOST, Channel, Order, Report, Sent
+from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
-from gwsandbox.model.result import Outcome
+from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.task import Command, Task
 from gwsandbox.model.verdict import Reason
 from gwsandbox.supervisor.attempt import Attempt, Steps, failure, report
-from gwsandbox.supervisor.event_loop import Loop
+from gwsandbox.supervisor.event_loop import EventLoop
 from gwsandbox.supervisor.launcher import Launcher
 from gwsandbox.supervisor.output import OutputPipe
+from gwsandbox.supervisor.reserve import Reserve
+from gwsandbox.supervisor.throttle import Throttle
 
 # Reports that the caller has not fetched hold memory and descriptors; past these no further guest is started.
 _UNREAD_BYTES = 64 * 1024**2
 _UNREAD_DESCRIPTORS = 32
 
+# Orders whose task came as a descriptor, past which no more are received: descriptors are needed for guests.
+_ORDERS_WITH_DESCRIPTORS = 4
+
 # Guests that are ready, or being born, beyond the free slots: so many that a slot is never idle.
 _AHEAD = 1
+
+_LATER_SECONDS = 0.02  # until what the kernel had no memory for is tried again
+_CHECK_AGAIN_SECONDS = 0.05  # until a guest is looked at again that could not be looked at
+_DEATH_SECONDS = 60.0  # that a guest may take to die of SIGKILL: it may wait for a disk
+_CLEAR_SECONDS = 10.0  # that abandoned attempts have at the end of the run, before the backend removes all
 
 
 class Supervisor:
     """One run: see the module's text."""
 
     def __init__(
-        self, link: Channel, backend: Backend, options: RunOptions, inherited_tasks: dict[int, Task | Command]
+        self, channel: Channel, backend: Backend, options: RunOptions, inherited_tasks: Mapping[int, Task | Command]
     ) -> None:
         """Take over this process.
 
         Args:
-            link: The supervisor's end.
-            backend: Prepared, in the caller's process.
+            channel: The supervisor's end of the socket.
+            backend: Prepared.
             options: Of this run.
             inherited_tasks: Tasks that came along with the fork, by number.
         """
-        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # Each guest takes up to ten descriptors here: the usual soft limit of 1024 is a hundred workers.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files[1],) * 2)
-        self._channel = link
-        self._link_mask = 0
+        self._reserve = Reserve()
+        self._channel = channel
+        self._channel_mask = 0
+        self._resend_at: float | None = None
         self._backend = backend
         self._options = options
-        self._loop = Loop()
-        self._callers_end = -1
+        self._loop = EventLoop()
+        self._callers_pidfd = -1
+        self._throttle = Throttle(options.max_workers + _AHEAD)
         self._launcher = Launcher(
-            backend, inherited_tasks, options, self._loop, open_files=open_files, fail=self._fail, requeue=self._requeue
+            backend,
+            inherited_tasks,
+            options,
+            self._loop,
+            self._reserve,
+            refuse=self._refuse,
+            requeue=self._requeue,
         )
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
+        self._await_births: list[Attempt] = []
         self._closing = False
 
     def run(self) -> None:
         """Until the caller is done or gone."""
         if not self._options.pass_through:
             _read_nothing()
-        self._callers_end = os.pidfd_open(self._options.caller)
-        self._loop.watch(self._callers_end, select.EPOLLIN, self._close_down)
-        self._launcher.open([self._channel.fileno(), self._callers_end])
+        self._watch_caller()
+        with contextlib.suppress(OSError):  # tried again once there is an order
+            self._open_zygote()
         while True:
-            self._fill_slots()
-            self._update_link()
+            self._begin_ready()
             self._order_births()
-            if self._channel.waiting_bytes:  # an order came to nothing: nothing else would wake us for its report
-                self._update_link()
+            self._resume_after_births()
+            self._update_channel()
             if self._done():  # asked after the last report was sent: nothing would wake us any more
                 break
             self._loop.turn(self._seconds_to_wait())
-            self._check_deadlines()
+            self._check_times()
+        self._clear_up()
+
+    def _watch_caller(self) -> None:
+        try:
+            self._callers_pidfd = os.pidfd_open(self._options.caller)
+        except ProcessLookupError:
+            self._close_down()
+            return
+        self._loop.watch(self._callers_pidfd, select.EPOLLIN, self._caller_died)
+
+    def _caller_died(self) -> None:
+        self._loop.forget(self._callers_pidfd)
+        self._close_down()
+        self._channel.drop()  # others may hold its end of the socket, which then does not tell
+
+    def _done(self) -> bool:
+        return self._closing and not (self._attempts or len(self._launcher) or self._channel.waiting_bytes)
+
+    def _clear_up(self) -> None:
+        deadline = time.monotonic() + _CLEAR_SECONDS
+        while self._launcher.abandoned and time.monotonic() < deadline:
+            self._launcher.look(time.monotonic())
+            self._loop.turn(self._seconds_to_wait())
         self._launcher.close()
         # First all cgroups, then the end of the socket: who reads that finds nothing left.
         self._backend.destroy()
         self._channel.close()
 
-    def _done(self) -> bool:
-        return self._closing and not (self._attempts or len(self._launcher) or self._channel.waiting_bytes)
-
     def _seconds_to_wait(self) -> float | None:
-        moments = [moment for attempt in self._attempts.values() for moment in (attempt.deadline, attempt.next_check)]
-        times = [moment for moment in (*moments, self._launcher.next_look) if moment is not None]
+        moments = [self._launcher.next_look, self._resend_at]
+        if self._orders or self._throttle.next_change is not None:
+            moments.append(self._throttle.next_change)
+        for attempt in self._attempts.values():
+            moments += attempt.deadline, attempt.next_check
+            if attempt.ended_at is not None:
+                moments.append(attempt.ended_at + _DEATH_SECONDS)
+        times = [moment for moment in moments if moment is not None]
         return max(min(times) - time.monotonic(), 0) if times else None
 
-    def _check_deadlines(self) -> None:
+    def _check_times(self) -> None:
         now = time.monotonic()
         self._launcher.look(now)
+        self._throttle.relax(now)
         for attempt in list(self._attempts.values()):
-            if attempt.deadline is not None and now >= attempt.deadline:
-                attempt.end(Reason.DEADLINE)
-            if attempt.next_check is not None and now >= attempt.next_check:
-                self._check(attempt, now)
+            self._guard(attempt, functools.partial(self._check_attempt, attempt, now))
 
-    def _check(self, attempt: Attempt, now: float) -> None:
+    def _check_attempt(self, attempt: Attempt, now: float) -> None:
+        if attempt.deadline is not None and now >= attempt.deadline:
+            self._end(attempt, Reason.DEADLINE)
+        if attempt.next_check is not None and now >= attempt.next_check:
+            self._look_at(attempt, now)
+        if attempt.ended_at is not None and now >= attempt.ended_at + _DEATH_SECONDS:
+            raise SandboxError("end guest: it does not die of SIGKILL", value=str(attempt.pid))
+
+    def _look_at(self, attempt: Attempt, now: float) -> None:
         try:
-            check = attempt.sandbox.check()
-        except Exception as error:  # noqa: BLE001 - a limit that cannot be held any more; the run goes on
-            self._give_up(attempt, error)
+            check = self._reserve.use(attempt.sandbox.check)
+        except Exception as error:
+            if not is_not_now(error):
+                raise  # a limit that cannot be held any more; the run goes on
+            attempt.next_check = now + _CHECK_AGAIN_SECONDS
             return
         attempt.next_check = None if check.after is None else now + check.after
         if check.reason is not None:
-            attempt.end(check.reason)
+            self._end(attempt, check.reason)
+
+    def _end(self, attempt: Attempt, reason: Reason) -> None:
+        self._reserve.use(functools.partial(attempt.end, reason))
 
     # --- the caller ---------------------------------------------------------------------------------
 
-    def _handle_caller(self) -> None:
+    def _receive_orders(self) -> None:
+        """Take what the caller asks for, as long as there is room for the descriptors that come along."""
         try:
-            self._channel.flush()
-            for orders, descriptor in self._channel.receive():
-                if descriptor == LOST:
-                    self._fail(orders[0], SandboxError("receive task", errno=errno.EMFILE, remedy="raise ulimit -n"))
-                elif descriptor is not None:
-                    self._orders.append(orders[0]._replace(descriptor=descriptor))
-                else:
-                    self._orders.extend(orders)
-        except (EOFError, OSError):
+            while self._may_receive() and (orders := self._channel.receive()) is not None:
+                self._orders.extend(orders)
+        except EOFError:
             self._close_down()
 
-    def _update_link(self) -> None:
+    def _may_receive(self) -> bool:
+        held = sum(order.descriptor is not None for order in self._orders)
+        return not self._closing and held < _ORDERS_WITH_DESCRIPTORS
+
+    def _update_channel(self) -> None:
         """Send what is waiting, and be woken for what the socket does not take."""
+        sent = Sent.DONE
         if self._channel.waiting_bytes:
             try:
-                self._channel.flush()
+                sent = self._channel.flush()
             except OSError:
                 self._close_down()
                 self._channel.drop()
-        mask = 0 if self._closing else select.EPOLLIN
-        if self._channel.waiting_bytes:
+        self._resend_at = time.monotonic() + _LATER_SECONDS if sent is Sent.LATER else None
+        mask = select.EPOLLIN if self._may_receive() else 0
+        if sent is Sent.FULL:
             mask |= select.EPOLLOUT
-        if mask != self._link_mask:
+        if mask != self._channel_mask:
             # Not left registered for nothing: EPOLLHUP comes unasked, and would keep us awake.
             self._loop.forget(self._channel.fileno())
             if mask:
-                self._loop.watch(self._channel.fileno(), mask, self._handle_caller)
-            self._link_mask = mask
+                self._loop.watch(self._channel.fileno(), mask, self._receive_orders)
+            self._channel_mask = mask
 
     def _is_clogged(self) -> bool:
         """Whether the caller has not fetched so much that nothing more shall be started."""
         return self._channel.waiting_bytes >= _UNREAD_BYTES or self._channel.waiting_descriptors >= _UNREAD_DESCRIPTORS
 
+    def _post(self, made: Report, descriptor: int | None = None) -> None:
+        self._reserve.use(functools.partial(self._channel.post, made, descriptor))
+
     def _fail(self, order: Order, error: Exception) -> None:
-        self._channel.post(failure(order, error))
+        order.close()
+        self._post(failure(order, error))
 
     def _cancel(self, order: Order) -> None:
         order.close()
-        self._channel.post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
-
-    def _requeue(self, order: Order) -> None:
-        """Its guest was lost before it could do anything: it is the next to be tried once more."""
-        if self._closing:
-            self._cancel(order)
-        else:
-            self._orders.appendleft(order)
+        self._post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
 
     def _close_down(self) -> None:
         """The caller wants no more, or is gone: cancel what runs and what waits."""
@@ -200,9 +271,36 @@ class Supervisor:
         while self._orders:
             self._cancel(self._orders.popleft())
         for attempt in list(self._attempts.values()):
-            attempt.end(Reason.CANCELLED)
+            self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
+
+    # --- orders that cannot be started --------------------------------------------------------------
+
+    def _alive(self) -> int:
+        return len(self._attempts) + len(self._launcher) + len(self._launcher.abandoned)
+
+    def _refuse(self, order: Order, error: Exception) -> None:
+        """An order cannot be started: it waits where others may give back what is wanting, else its task fails."""
+        if is_not_now(error) and not self._closing:
+            self._throttle.shrink(self._alive(), time.monotonic())
+            if not self._throttle.is_hopeless:
+                self._requeue(order)
+                return
+        self._fail(order, error)
+
+    def _requeue(self, order: Order) -> None:
+        """Its guest could not do anything yet: it is the next to be tried once more."""
+        if self._closing:
+            self._cancel(order)
+        else:
+            self._orders.appendleft(order)
 
     # --- slots --------------------------------------------------------------------------------------
+
+    def _open_zygote(self) -> None:
+        running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
+        waiting = [order.descriptor for order in self._orders if order.descriptor is not None]
+        fds = [self._channel.fileno(), self._callers_pidfd, *running, *waiting]
+        self._launcher.open([fd for fd in fds if fd >= 0])
 
     def _order_births(self) -> None:
         """Have as many guests ready as there are free slots, and one more.
@@ -210,67 +308,98 @@ class Supervisor:
         While others run, the next one comes as far as the task's first instruction: a slot that comes free is
         busy again after one write.
         """
-        wanted = self._options.max_workers - len(self._attempts) + _AHEAD
-        while self._orders and len(self._launcher) < wanted and not self._is_clogged():
-            if not self._launcher.has_zygote:
-                running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
-                waiting = [order.descriptor for order in self._orders if order.descriptor is not None]
-                self._launcher.open([self._channel.fileno(), self._callers_end, *running, *waiting])
-            self._launcher.order(self._orders.popleft())
+        while self._orders and self._wants_guest():
+            order = self._orders.popleft()
+            if order.descriptor == LOST:
+                self._fail(order, SandboxError("receive task: too many open files", remedy="raise ulimit -n"))
+                continue
+            try:
+                if not self._launcher.has_zygote:
+                    self._open_zygote()
+            except Exception as error:  # noqa: BLE001 - it may be had later
+                self._refuse(order, error)
+                continue
+            self._launcher.order(order)
 
-    def _fill_slots(self) -> None:
+    def _wants_guest(self) -> bool:
+        if self._await_births or self._launcher.is_blocked or self._is_clogged():
+            return False
+        if self._throttle.is_paused(time.monotonic()) or self._alive() >= self._throttle.allowed:
+            return False
+        return len(self._attempts) + len(self._launcher) < self._options.max_workers + _AHEAD
+
+    def _begin_ready(self) -> None:
         """Let waiting guests begin, while there are free slots."""
-        spares = self._launcher.ready
-        while spares and (self._closing or len(self._attempts) < self._options.max_workers):
-            attempt = spares.popleft()
-            self._begin(attempt)
-            if self._closing:
-                attempt.end(Reason.CANCELLED)
+        ready = self._launcher.ready
+        while ready and (self._closing or len(self._attempts) < self._options.max_workers):
+            attempt = ready.popleft()
+            self._attempts[attempt.order.number] = attempt
+            self._guard(attempt, functools.partial(self._begin, attempt))
 
     def _begin(self, attempt: Attempt) -> None:
         """The task's time begins."""
+        self._throttle.succeeded()
         attempt.start_time, attempt.started = time.time(), time.monotonic()
         wall, first = attempt.requested.get("wall_seconds"), attempt.sandbox.first_check
         attempt.deadline = None if wall is None else attempt.started + wall
         attempt.next_check = None if first is None else attempt.started + first
         if not self._closing:  # else it is about to be killed, and shall have done nothing
             os.eventfd_write(attempt.start_event, 1)
-        os.close(attempt.start_event)
-        attempt.start_event = -1
-        self._attempts[attempt.order.number] = attempt
+        fd, attempt.start_event = attempt.start_event, -1
+        os.close(fd)
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
+        if self._closing:
+            self._end(attempt, Reason.CANCELLED)
 
     # --- one attempt --------------------------------------------------------------------------------
+
+    def _guard(self, attempt: Attempt, step: Callable[[], None]) -> None:
+        """Do something for an attempt. Whatever fails is the end of that attempt, and of nothing else."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - our own failure; the run goes on
+            self._give_up(attempt, error)
 
     def _advance(self, attempt: Attempt) -> None:
         """Take an attempt to the next thing that it waits for."""
         try:
-            fd, mask = next(attempt.steps)
+            wanted = next(attempt.steps)
         except StopIteration:
-            del attempt.proceed  # it refers to the attempt in turn, and here nobody collects cycles
+            attempt.proceed = None  # it refers to the attempt in turn, and here nobody collects cycles
             return
-        except Exception as error:  # noqa: BLE001 - our own failure; the run goes on
-            self._give_up(attempt, error)
+        if wanted is None:
+            attempt.proceed = functools.partial(self._advance, attempt)
+            self._await_births.append(attempt)
             return
+        fd, mask = wanted
 
         def proceed() -> None:
             self._loop.forget(fd)
-            self._advance(attempt)
+            self._guard(attempt, functools.partial(self._advance, attempt))
 
         attempt.proceed = proceed
         self._loop.watch(fd, mask, proceed)
 
+    def _resume_after_births(self) -> None:
+        """Go on with attempts that wait until no unknown child of ours can be a guest that was just born."""
+        if self._await_births and not self._launcher.has_births():
+            waiting, self._await_births = self._await_births, []
+            for attempt in waiting:
+                if attempt.proceed is not None:
+                    self._guard(attempt, attempt.proceed)
+
     def _give_up(self, attempt: Attempt, error: Exception) -> None:
         """We failed in the middle of an attempt: nothing of it may live on, and the caller is told."""
-        with contextlib.suppress(Exception):
-            attempt.sandbox.kill()
+        if self._attempts.pop(attempt.order.number, None) is None:
+            return  # given up already, by a step further inside
         for fd in attempt.descriptors():
             self._loop.forget(fd)
-        attempt.close()
-        os.close(attempt.result)
-        self._attempts.pop(attempt.order.number, None)
+        attempt.proceed = None
+        if attempt in self._await_births:
+            self._await_births.remove(attempt)
         self._fail(attempt.order, error)
+        self._launcher.abandon(attempt)
 
     def _attempt(self, attempt: Attempt) -> Steps:
         """From the task's first instruction to the report."""
@@ -282,20 +411,55 @@ class Supervisor:
             reaped, status, rusage = os.wait4(attempt.pid, os.WNOHANG)
         attempt.dead = True
         elapsed, end_time = time.monotonic() - attempt.started, time.time()
-        while (left := attempt.sandbox.remaining()) is not None:
-            attempt.sandbox.kill()
-            yield left, select.EPOLLPRI | select.EPOLLIN
+        yield from self._await_emptiness(attempt)
         for pipe in attempt.outputs:
             yield from self._drain_output(attempt, pipe)
         del self._attempts[attempt.order.number]
-        self._fill_slots()  # the next one works while we take stock of this one
-        usage, counters = attempt.sandbox.usage(elapsed, rusage)
-        attempt.sandbox.close()
+        self._begin_ready()  # the next one works while we take stock of this one
+        self._attempts[attempt.order.number] = attempt
+        usage, counters = self._take_stock(attempt, elapsed, rusage)
         made, large = report(attempt, os.waitstatus_to_exitcode(status), end_time, usage, counters)
+        with contextlib.suppress(Exception):  # the result stands; at the end of the run the backend removes the rest
+            self._reserve.use(attempt.sandbox.close)
         attempt.close()
         if large != attempt.result:
             os.close(attempt.result)
-        self._channel.post(made, large)
+        attempt.result = -1
+        del self._attempts[attempt.order.number]
+        self._post(made, large)
+        if not self._backend.needs_subreaper:
+            self._reap_strangers()
+
+    def _await_emptiness(self, attempt: Attempt) -> Steps:
+        """Kill what the guest's first process left, until nothing lives in the sandbox any more."""
+        while True:
+            while self._backend.awaits_births():
+                self._launcher.take_answers()
+                if self._launcher.has_births():
+                    yield None
+            remaining = self._reserve.use(attempt.sandbox.remaining)
+            if remaining is None:
+                return
+            self._reserve.use(attempt.kill)
+            yield remaining, select.EPOLLPRI | select.EPOLLIN
+
+    def _take_stock(self, attempt: Attempt, elapsed: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
+        """What the guest used. A result is not lost for it: somebody may have removed the leaf from under us."""
+        try:
+            return self._reserve.use(functools.partial(attempt.sandbox.usage, elapsed, rusage))
+        except Exception as error:  # noqa: BLE001 - as said
+            sources = {"wall_seconds": "CLOCK_MONOTONIC", "memory_peak_bytes": f"not read: {error}"}
+            return Usage(wall_seconds=elapsed, sources=sources), Counters()
+
+    def _reap_strangers(self) -> None:
+        """Reap dead children that no attempt started: a guest can fork a sibling of its own (CLONE_PARENT)."""
+        ours = {attempt.pid for attempt in (*self._attempts.values(), *self._launcher.attempts())}
+        ours.add(self._launcher.zygote_pid)
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if found.si_pid in ours:
+                    return
+                os.waitpid(found.si_pid, os.WNOHANG)
 
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
         """Read what is there, and wait for more, or until what came can be passed on."""

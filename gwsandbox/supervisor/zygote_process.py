@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterable, Mapping
 
 from gwsandbox.guest.zygote import run_zygote
 from gwsandbox.ipc.birth import ANSWER, REQUEST, ROLES
+from gwsandbox.ipc.channel import Packet, Sent, send
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
+_END_SECONDS = 10.0
+
 
 class ZygoteProcess:
-    """The supervisor's handle of its zygote. Forks it; ``close`` ends it."""
+    """A zygote: forked here, and ended by ``close``. No method but ``reap`` ever waits."""
 
     def __init__(
         self,
@@ -24,7 +27,7 @@ class ZygoteProcess:
         not_callers: Iterable[int],
         options: RunOptions,
         *,
-        open_files: tuple[int, int],
+        limits: Mapping[int, tuple[int, int]],
         be_subreaper: bool,
     ) -> None:
         """Fork the zygote.
@@ -33,66 +36,95 @@ class ZygoteProcess:
             inherited_tasks: Tasks that came along with the fork, by number.
             not_callers: Descriptors of this process that are not the caller's, which the zygote closes.
             options: Of the run.
-            open_files: The caller's RLIMIT_NOFILE, which guests get back.
+            limits: Resource limits of the caller, by number, which guests get back.
             be_subreaper: Whether a guest's orphans are to stay below it.
+
+        Raises:
+            OSError: The kernel refused.
         """
         # Each message is a packet, so that its descriptors cannot be taken for another's.
         self._socket, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            for fd in (self._socket.fileno(), *not_callers):
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-            run_zygote(zygote_end, inherited_tasks, options, open_files=open_files, be_subreaper=be_subreaper)
-        zygote_end.close()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._socket.close)
+            with zygote_end:
+                self.pid = os.fork()
+                if self.pid == 0:
+                    for fd in (self._socket.fileno(), *not_callers):
+                        with contextlib.suppress(OSError):
+                            os.close(fd)
+                    run_zygote(zygote_end, inherited_tasks, options, limits=limits, be_subreaper=be_subreaper)
+            try:
+                self.pidfd = os.pidfd_open(self.pid)
+            except OSError:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise
+            undo.pop_all()
 
     def fileno(self) -> int:
+        """The descriptor that can be read when there is an answer, and written when a request fits."""
         return self._socket.fileno()
 
-    def order_birth(
+    def request(
         self, number: int, descriptors: Mapping[str, int | None], *, work: bytes, is_command: bool, data_limit: int
-    ) -> None:
-        """Ask for a guest. The answers come in the order of the asking.
+    ) -> Packet:
+        """The request for a guest, to be sent by ``send``. The answers come in the order of the requests.
 
         Args:
-            number: Of the task.
+            number: Key of a task that came along with the fork, or 0.
             descriptors: Those of ``ROLES`` that it has; they stay the caller's of this function.
-            work: The packed task; empty where it was brought along, or comes as a descriptor.
+            work: The packed task; empty where it was inherited, or comes as a descriptor.
             is_command: Whether it is a program; its ``work`` is a pickled ``child.Program``.
-            data_limit: See ``child.Setup``.
-
-        Raises:
-            OSError: The zygote is gone.
+            data_limit: RLIMIT_DATA of a program in bytes; 0: none.
         """
         present = [(role, fd) for role in ROLES if (fd := descriptors.get(role)) is not None]
         mask = sum(1 << ROLES.index(role) for role, _ in present)
-        message = REQUEST.pack(number, data_limit, is_command, mask) + work
-        rights = array.array("i", [fd for _, fd in present])
-        self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        head = REQUEST.pack(number, data_limit, is_command, mask)
+        return Packet(head + work, tuple(fd for _, fd in present))
 
-    def answer(self) -> int | None:
-        """The next answer: the pid of a guest, which waits for its time, or minus an errno. ``None``: not yet.
+    def send(self, packet: Packet) -> Sent:
+        """Send a request.
 
         Raises:
-            EOFError: The zygote is gone.
+            BrokenPipeError: The zygote is gone. OSError: The kernel refuses the request for good.
         """
+        return send(self._socket, packet)
+
+    def answer(self) -> int | None:
+        """The next answer: the pid of a guest, which waits for its time, or minus an errno. ``None``: there is none."""
         try:
             data = self._socket.recv(ANSWER.size, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        except OSError:  # there is none, or it is gone, which its pidfd tells
             return None
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise EOFError
+        if len(data) < ANSWER.size:
+            return None
         pid: int = ANSWER.unpack(data)[0]
         return pid
 
     def wake(self) -> None:
         """Continue it, if somebody has stopped it."""
-        os.kill(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill it; ``reap`` then takes its wait status."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self, seconds: float = 0) -> bool:
+        """Whether it is dead and reaped, after at most ``seconds``."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return False
+        os.waitpid(self.pid, os.WNOHANG)
+        return True
 
     def close(self) -> None:
+        """Kill it, wait until it is dead, and close what belongs to it."""
         self._socket.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        self.kill()
+        self.reap(_END_SECONDS)
+        os.close(self.pidfd)

@@ -331,7 +331,7 @@ def test_what_another_file_last_said_stays() -> None:
     sheet = "xl/worksheets/sheet1.xml"
     old, new = (etree.fromstring(members(data)[sheet]) for data in (links.read_bytes(), cleaned(links)))
     assert not list(new.iter("{*}f"))
-    assert [sandbox.text for sandbox in new.iter("{*}v")] == [sandbox.text for sandbox in old.iter("{*}v")] != []
+    assert [cell.text for cell in new.iter("{*}v")] == [cell.text for cell in old.iter("{*}v")] != []
 
 
 @each(of_kind(*OOXML))
@@ -509,7 +509,7 @@ def pdf_with_hidden_actions() -> bytes:
         script = pikepdf.Dictionary(S=pikepdf.Name.JavaScript, JS="x()")
         goto = pikepdf.Dictionary(S=pikepdf.Name.GoTo, D=pikepdf.Array([page.obj]), Next=pikepdf.Array([script]))
         attached = pikepdf.Dictionary(Type=pikepdf.Name.Annot, Subtype=pikepdf.Name.FileAttachment, FS=note)
-        link = pikepdf.Dictionary(Type=pikepdf.Name.Annot, Subtype=pikepdf.Name.Channel, A=goto)
+        link = pikepdf.Dictionary(Type=pikepdf.Name.Annot, Subtype=pikepdf.Name.Link, A=goto)
         page.LastModifiedBy = note  # of no use to any viewer, but it leads to the file
         page.AA = pikepdf.Dictionary(O=script)
         page.Annots = pikepdf.Array([attached, pdf.make_indirect(link)])

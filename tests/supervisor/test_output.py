@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from gwsandbox.ipc.output_store import Store, received
+from gwsandbox.ipc.output_store import OutputStore, received
 from gwsandbox.supervisor.output import _KEPT, Budget, OutputPipe
 
 
 @pytest.fixture
 def pipe() -> Iterator[OutputPipe]:
-    made = OutputPipe(0, Budget(10), Store(), None)
+    made = OutputPipe(0, Budget(10), OutputStore(), None)
     yield made
     made.close()
 
@@ -44,7 +44,7 @@ def test_the_end(pipe: OutputPipe) -> None:
 
 def test_two_pipes_share_a_budget() -> None:
     budget = Budget(6)
-    pipes = [OutputPipe(number, budget, Store(), None) for number in (0, 1)]
+    pipes = [OutputPipe(number, budget, OutputStore(), None) for number in (0, 1)]
     for pipe in pipes:
         os.write(pipe.guests_end, b"1234")
     assert [pipe.read() for pipe in pipes] == [(True, False), (False, True)]
@@ -55,7 +55,7 @@ def test_two_pipes_share_a_budget() -> None:
 
 def test_passing_on_does_not_block_and_holds_the_guest_back() -> None:
     reader, target = os.pipe()
-    pipe = OutputPipe(0, Budget(None), Store(), target)
+    pipe = OutputPipe(0, Budget(None), OutputStore(), target)
     os.set_blocking(pipe.guests_end, False)
     sent = 0
     try:
@@ -78,7 +78,7 @@ def test_passing_on_does_not_block_and_holds_the_guest_back() -> None:
 def test_a_target_whose_reader_is_gone_swallows() -> None:
     reader, target = os.pipe()
     os.close(reader)
-    pipe = OutputPipe(0, Budget(5), Store(), target)
+    pipe = OutputPipe(0, Budget(5), OutputStore(), target)
     os.write(pipe.guests_end, b"12345")
     assert pipe.read() == (True, False)
     os.write(pipe.guests_end, b"6")
@@ -89,7 +89,7 @@ def test_a_target_whose_reader_is_gone_swallows() -> None:
 
 def test_a_reader_takes_only_so_much_at_a_time() -> None:
     """Or who writes as fast would keep the supervisor from its clocks."""
-    pipe = OutputPipe(0, Budget(None), Store(), None)
+    pipe = OutputPipe(0, Budget(None), OutputStore(), None)
     os.set_blocking(pipe.guests_end, False)
     for _ in range(2):
         os.write(pipe.guests_end, b"x" * 65536)
@@ -103,7 +103,7 @@ def test_a_reader_takes_only_so_much_at_a_time() -> None:
 
 @pytest.fixture
 def both() -> Iterator[list[OutputPipe]]:
-    budget, store = Budget(None), Store()
+    budget, store = Budget(None), OutputStore()
     pipes = [OutputPipe(number, budget, store, None) for number in (0, 1)]
     yield pipes
     for pipe in pipes:
@@ -148,7 +148,7 @@ def test_more_than_the_kernel_reads_at_once(both: list[OutputPipe], monkeypatch:
     send(both[1], PATTERN)
     (stored, rest), store = both[1].kept(), both[1].store
     for at_once in (1000, stored // 2, stored - 1, stored):
-        monkeypatch.setattr("gwsandbox.supervisor.output._READ_AT_ONCE", at_once)
+        monkeypatch.setattr("gwsandbox.ipc.output_store.READ_AT_ONCE", at_once)
         assert received(store.fd, (0, stored), (b"", rest)) == (b"", PATTERN)
 
 

@@ -33,6 +33,7 @@ class CgroupBackend:
 
     name = "cgroup"
     needs_subreaper = False
+    may_refuse = True
 
     def __init__(self, root: DelegatedRoot | None = None) -> None:
         """Leaves under ``root``; where it is ``None``, under a scope that ``prepare`` asks of systemd."""
@@ -59,7 +60,7 @@ class CgroupBackend:
                 raise
             return cls()
 
-    def prepare(self, holder: int) -> str:
+    def prepare(self) -> str:
         """Open this run's group, in a scope of systemd's where nothing is delegated; sweep what dead owners left.
 
         Raises:
@@ -67,20 +68,23 @@ class CgroupBackend:
         """
         root = self._root
         if root is None:
-            root = usable(MOUNT + systemd_scope.start_scope(holder))
+            root = usable(MOUNT + systemd_scope.start_scope(os.getpid()))
             run_group.sweep_scopes(os.path.dirname(root.path))
         else:
             run_group.sweep(root.path)
         self._path, self._folder = run_group.open_run_group(root)
-        return f"{self._path} {' '.join(root.controllers)}"
+        self._controllers = root.controllers
+        return self._path
 
-    def accept(self, handover: str) -> None:
-        self._path, *controllers = handover.split(" ")
-        self._controllers = frozenset(controllers)
-        self._folder = run_group.hold(self._path)
+    def adopt_group(self, group: str) -> None:
+        self._path = group
 
-    def adopt(self, zygote: int, await_births: Callable[[], None]) -> None:
+    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
         """Nothing to do: it stays where the supervisor is."""
+
+    def awaits_births(self) -> bool:
+        """Never: what lives in a leaf is that leaf's."""
+        return False
 
     def descriptors(self) -> list[int]:
         return [self._folder] if self._folder >= 0 else []
@@ -124,5 +128,7 @@ class CgroupBackend:
         """Kill and remove the run group with all its leaves."""
         if self._path:
             run_group.destroy(self._path)
-            os.close(self._folder)
-            self._path, self._folder = "", -1
+            self._path = ""
+        if self._folder >= 0:
+            folder, self._folder = self._folder, -1
+            os.close(folder)
