@@ -1,11 +1,11 @@
-"""Messages between host and guest, over a byte stream that outlives both ends' mistakes.
+"""Messages between host and machine, over a byte stream that outlives mistakes of both ends.
 
-The host's end may vanish in the middle of a message (Ctrl-C), and the next host speaks on the same stream. So
-a new host sends a preamble of zeros, longer than any frame: whatever frame the guest was in the middle of is
-filled up by it, and what is left over is skipped up to the next MAGIC. The other way round the host skips
-everything up to the READY that repeats its own token.
+The host may vanish in the middle of a message (Ctrl-C), and the next host speaks on the same stream. So a new
+host first sends a preamble of zeros, longer than any frame. It fills up the frame that the agent may be in the
+middle of; the agent skips the rest up to the next MAGIC. In the other direction the host skips everything up to
+the READY that repeats its own token.
 
-Used on both sides: standard library only, and nothing newer than Python 3.11.
+Both sides use this module: standard library only, and nothing newer than Python 3.11.
 """
 
 import enum
@@ -14,6 +14,7 @@ import os
 import select
 import struct
 import time
+from typing import TypedDict
 
 MAGIC = b"GWvm"
 FRAME_BYTES = 64 * 1024
@@ -22,29 +23,51 @@ PREAMBLE = bytes(FRAME_BYTES + HEADER.size)
 
 
 class Kind(enum.IntEnum):
-    """What a message says. H is sent by the host, G by the guest."""
+    """What a message says. H: the host sends it; A: the agent sends it."""
 
-    HELLO = 1  # H: a token; forget every session before this one
-    READY = 2  # G: the same token
-    TREE = 3  # H: the work tree, as JSON {path: [mode, mtime_ns, size]}
-    NEED = 4  # G: the paths whose content the guest lacks, as JSON
-    FILE = 5  # both: JSON {path, mode, mtime_ns, link} on one line, then the content
-    LAID = 6  # H: that was the last file; G: the tree is in place
-    RUN = 7  # H: an order, as JSON
-    OUTPUT = 8  # G: bytes that the command wrote
-    EXIT = 9  # G: JSON {code}; the end of an order
-
-
-class Gone(Exception):
-    """The other end is not there (any more)."""
+    HELLO = 1  # H: a token; every session before this one is over
+    READY = 2  # A: the same token
+    TREE = 3  # H: the work tree, as JSON {path: Stamp}
+    NEED = 4  # A: the paths whose content the agent lacks, as JSON
+    FILE = 5  # both: JSON FileHeader on one line, then the content
+    TREE_DONE = 6  # H: that was the last file; A: the tree is in place
+    RUN = 7  # H: JSON RunRequest
+    OUTPUT = 8  # A: bytes that the command wrote
+    EXIT = 9  # A: JSON {code}; the command has ended
 
 
-class Late(Exception):
-    """The deadline passed before a whole message was there."""
+Stamp = list[int]
+"""A file's mode, mtime in nanoseconds, and size in bytes."""
+
+
+class FileHeader(TypedDict):
+    """What stands before a file's content. `path` is relative; `link` is a symbolic link's target."""
+
+    path: str
+    mode: int
+    mtime_ns: int
+    link: str | None
+
+
+class RunRequest(TypedDict):
+    """A command to run. `role` is unit, nspawn, user or root; `out` asks for the files in $OUT."""
+
+    argv: list[str]
+    role: str
+    env: dict[str, str]
+    out: bool
+
+
+class Disconnected(Exception):
+    """The other end is not there, or no longer."""
+
+
+class DeadlineExpired(Exception):
+    """The deadline passed before a whole message arrived."""
 
 
 class Channel:
-    """Whole messages on one non-blocking descriptor."""
+    """Whole messages on one non-blocking descriptor. Deadlines are instants of the monotonic clock."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -52,6 +75,7 @@ class Channel:
         os.set_blocking(fd, False)
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
+        """Send one message, in as many frames as it takes."""
         view = memoryview(payload)
         for start in range(0, max(len(view), 1), FRAME_BYTES):
             part = view[start : start + FRAME_BYTES]
@@ -59,7 +83,12 @@ class Channel:
             self.write(HEADER.pack(MAGIC, kind, last, len(part)) + part)
 
     def receive(self, deadline: float | None = None) -> tuple[Kind, bytes]:
-        """The next whole message. A message cut short by another of a different kind is dropped."""
+        """The next whole message. A message that one of another kind cuts short is dropped.
+
+        Raises:
+            Disconnected: The other end is not there.
+            DeadlineExpired: The deadline passed first.
+        """
         parts: list[bytes] = []
         before: Kind | None = None
         while True:
@@ -72,7 +101,7 @@ class Channel:
                 return kind, b"".join(parts)
 
     def greet(self, token: bytes, deadline: float | None) -> None:
-        """The host's opening: wait until the guest answers with our own token."""
+        """Open the host's side: wait until the agent answers with this host's token."""
         self.write(PREAMBLE, deadline)
         self.send(Kind.HELLO, token)
         answer = HEADER.pack(MAGIC, Kind.READY, True, len(token)) + token
@@ -82,6 +111,7 @@ class Channel:
         del self._buffer[: found + len(answer)]
 
     def forget(self) -> None:
+        """Drop what was received and not yet read."""
         self._buffer.clear()
 
     def _frame(self, deadline: float | None) -> tuple[Kind, bool, bytes]:
@@ -109,12 +139,13 @@ class Channel:
         except BlockingIOError:
             return
         except ConnectionError as error:
-            raise Gone from error
+            raise Disconnected from error
         if not data:
-            raise Gone
+            raise Disconnected
         self._buffer += data
 
     def write(self, data: bytes, deadline: float | None = None) -> None:
+        """Write all of it, waiting for room."""
         view = memoryview(data)
         while view:
             try:
@@ -123,7 +154,7 @@ class Channel:
                 self._wait(select.POLLOUT, deadline)
             except OSError as error:
                 if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENODEV):
-                    raise Gone from error
+                    raise Disconnected from error
                 raise
 
     def _wait(self, event: int, deadline: float | None) -> None:
@@ -132,7 +163,7 @@ class Channel:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         ready = poll.poll(left)
         if not ready:
-            raise Late
-        # A hung-up end may still have bytes to be read, never room to be written to.
+            raise DeadlineExpired
+        # A hung-up end may still have bytes to read, never room to write to.
         if event == select.POLLOUT and not ready[0][1] & select.POLLOUT:
-            raise Gone
+            raise Disconnected

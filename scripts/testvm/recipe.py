@@ -1,4 +1,7 @@
-"""What is in the image. A change here makes a new image; nothing else does."""
+"""What is in the image. A change here makes a new image; nothing else does.
+
+Comments inside the scripts below are part of the recipe: an edit of one rebuilds the images of everybody.
+"""
 
 import hashlib
 import json
@@ -24,9 +27,9 @@ DPKG_OPTIONS = (
 SUITE_OPTIONS = {
     # mmdebstrap of bookworm itself leaves /bin and /lib apart from /usr, which no installed bookworm does.
     "bookworm": ("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",),
-    # Its last index, of updates too, is older than it says it is valid for.
+    # Its last index, of updates too, is past the date until which it says it is valid.
     "bullseye": ('--aptopt=Acquire::Check-Valid-Until "false"',),
-    # A testing suite's index may be older than it says it is valid for, where the mirror is a frozen copy.
+    # A frozen copy of a testing suite's index may be past the date until which it says it is valid.
     "forky": ('--aptopt=Acquire::Check-Valid-Until "false"',),
 }
 
@@ -82,7 +85,7 @@ ExecStopPost=/bin/systemctl --force --no-block poweroff
 Restart=no
 """
 
-# Nobody is there to answer its question, and the host takes a machine that ends for one that failed.
+# Nobody answers its question, and the host takes a machine that ends for one that failed.
 EMERGENCY_DROP_IN = """[Service]
 ExecStart=
 ExecStart=/bin/systemctl --force poweroff
@@ -179,12 +182,13 @@ printf 'cd dev\\nmknod console c 5 1\\nmknod null c 1 3\\n' | debugfs -w -f - "$
 
 
 def qemu_fingerprint() -> str:
+    """The key of QEMU in the cache."""
     parts = [QEMU_SUITE, QEMU_PACKAGE, QEMU_LIBRARIES, QEMU_PROGRAM, QEMU_FIRMWARE]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def base_fingerprint(suite: str) -> str:
-    """Names the packages' content; the machine it is built on has no say in it."""
+    """The key of a suite's packages in the cache; the host that builds them has no part in it."""
     parts: list[object] = [suite, PACKAGES, DPKG_OPTIONS, SUITE_OPTIONS.get(suite), FILES, SETUP, KERNEL_SETUP]
     if suite in MIXED:
         parts += [MIXED[suite], [SUITE_OPTIONS.get(release) for release in MIXED[suite]], OTHER_KERNEL_SETUP]
@@ -192,4 +196,5 @@ def base_fingerprint(suite: str) -> str:
 
 
 def disk_fingerprint(requirements: list[str]) -> str:
+    """The key of a disk among those with the same packages."""
     return hashlib.sha256(json.dumps([DISK_SETUP, requirements]).encode()).hexdigest()[:12]
