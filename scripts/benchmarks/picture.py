@@ -1,11 +1,11 @@
-"""The picture: cost per task against the number of tasks, and against the caller's heap. SVG of our own."""
+"""The picture `bench.svg`: cost per task by the number of tasks, and by the caller's heap, as SVG."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 from xml.sax.saxutils import escape
 
-from benchlib.row import Row, size_text
+from benchmarks.plan import size_text
+from benchmarks.row import Point, Row
 
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _TOP, _RIGHT, _BOTTOM = 62, 44, 16, 46
@@ -13,14 +13,12 @@ _LABEL = 40  # from the middle of one to that of the next
 _COLOURS = ("#1f6f8b", "#c0392b", "#8e6c1f", "#5b4b8a", "#2e7d32", "#777777")
 _INK, _FAINT = "#222222", "#dddddd"
 
-Point = tuple[float, float]
-
 
 def draw(rows: Sequence[Row]) -> str:
     """One panel for each axis that the rows have points of; an empty picture where there are none."""
     points = [point for row in rows for point in row.points]
-    axes = sorted({point["axis"] for point in points}, reverse=True)
-    tools = list(dict.fromkeys(point["tool"] for point in points))
+    axes = sorted({point.axis for point in points}, reverse=True)
+    tools = list(dict.fromkeys(point.tool for point in points))
     colours = {tool: _COLOURS[i % len(_COLOURS)] for i, tool in enumerate(tools)}
     height = _HEIGHT + 24 + 18 * len(tools)
     box = f"0 0 {max(len(axes), 1) * _WIDTH} {height}"
@@ -29,7 +27,7 @@ def draw(rows: Sequence[Row]) -> str:
         '<rect width="100%" height="100%" fill="#ffffff"/>',
     ]
     for i, axis in enumerate(axes):
-        panel = _panel(axis, [point for point in points if point["axis"] == axis], colours)
+        panel = _panel(axis, [point for point in points if point.axis == axis], colours)
         parts.append(f'<g transform="translate({i * _WIDTH} 0)">{panel}</g>')
     parts += [_legend(i, tool, colours[tool]) for i, tool in enumerate(tools)]
     return "\n".join([*parts, "</svg>\n"])
@@ -44,10 +42,10 @@ def _legend(i: int, tool: str, colour: str) -> str:
     )
 
 
-def _panel(axis: str, points: list[dict[str, Any]], colours: dict[str, str]) -> str:
+def _panel(axis: str, points: list[Point], colours: dict[str, str]) -> str:
     is_heap = axis.startswith("heap")
-    xs = sorted({point["x"] for point in points})
-    place = _Scale(xs, [point["ms"] for point in points], log_x=not is_heap)
+    xs = sorted({point.x for point in points})
+    place = _Scale(xs, [point.ms for point in points], log_x=not is_heap)
     title = "cost by " + ("the caller's " if is_heap else "number of ") + axis
     parts = [_text(_LEFT, 20, title, weight="bold"), _text(_LEFT, 36, "ms per task, logarithmic", size=11)]
     for value in place.decades():
@@ -62,7 +60,7 @@ def _panel(axis: str, points: list[dict[str, Any]], colours: dict[str, str]) -> 
         label = size_text(x) if is_heap and x else "empty" if is_heap else f"{x:,}"
         parts.append(_text(place.x(x), _HEIGHT - _BOTTOM + 18, label, anchor="middle", size=10))
     for tool, colour in colours.items():
-        line = sorted((point["x"], point["ms"]) for point in points if point["tool"] == tool)
+        line = sorted((point.x, point.ms) for point in points if point.tool == tool)
         parts.append(_line([(place.x(x), place.y(ms)) for x, ms in line], colour))
     return "\n".join(parts)
 
@@ -91,7 +89,7 @@ class _Scale:
         return [10.0**power for power in range(self._y[0], self._y[1] + 1)]
 
 
-def _line(points: list[Point], colour: str) -> str:
+def _line(points: list[tuple[float, float]], colour: str) -> str:
     if not points:
         return ""
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

@@ -1,18 +1,22 @@
-"""The bare work that the others are compared with. Loads next to nothing: what is loaded is forked along.
+"""The bare work that tools are compared with. It loads next to nothing: what is loaded is forked along.
 
-A child of a bare interpreter pays 70 page faults, one of an interpreter that has imported ``threading`` 200, as
-every fork then runs its Python code.
+A child of a bare interpreter pays 70 page faults. One of an interpreter that has imported ``threading`` pays 200, as
+every fork then runs that module's Python code.
 """
 
 import os
 import resource
 import time
 
+TYPE_CHECKING = False  # the module typing would be forked along
+if TYPE_CHECKING:
+    from benchmarks.messages import Terms
+
 Answer = dict[str, object]
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all that was waited for, by itself or by children that were."""
+    """CPU time of this process, and of all descendants that were waited for."""
     total = 0.0
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         usage = resource.getrusage(who)
@@ -20,7 +24,7 @@ def cpu_seconds() -> float:
     return total
 
 
-def forks(tool: str, _terms: dict[str, object], *, count: int) -> Answer:
+def forks(tool: str, _terms: "Terms", *, count: int) -> Answer:
     """A pipe, os.fork, one byte back, waitpid. With the tool "fork with imports", after an import of gwsandbox."""
     if tool == "fork with imports":
         import gwsandbox  # noqa: F401
@@ -39,7 +43,7 @@ def forks(tool: str, _terms: dict[str, object], *, count: int) -> Answer:
     return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
 
 
-def fork_execs(_tool: str, _terms: dict[str, object], *, argv: list[str], count: int) -> Answer:
+def fork_execs(_tool: str, _terms: "Terms", *, argv: list[str], count: int) -> Answer:
     """os.fork, execv, waitpid."""
     cpu, start = cpu_seconds(), time.perf_counter()
     for _ in range(count):
@@ -54,12 +58,12 @@ def fork_execs(_tool: str, _terms: dict[str, object], *, argv: list[str], count:
     return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
 
 
-def fork_deadlines(_tool: str, terms: dict[str, float], *, told: str, count: int) -> Answer:
-    """Fork, wait for the pidfd until the deadline, kill, waitpid. The child tells who it is, and sleeps."""
+def fork_deadlines(_tool: str, terms: "Terms", *, told: str, count: int) -> Answer:
+    """Fork, wait for the pidfd until the deadline, kill, waitpid. The child writes its pid to ``told`` and sleeps."""
     import select
     import signal
 
-    from benchlib import loads
+    from benchmarks.worker import loads
 
     start = time.perf_counter()
     for _ in range(count):
@@ -75,9 +79,9 @@ def fork_deadlines(_tool: str, terms: dict[str, float], *, told: str, count: int
     return {"seconds": time.perf_counter() - start}
 
 
-def piped_values(_tool: str, _terms: dict[str, object], *, size: int, count: int) -> Answer:
-    """Fork, make the bytes, and a pipe of 1 MiB into one buffer; all are kept."""
-    from benchlib import peaks
+def piped_values(_tool: str, _terms: "Terms", *, size: int, count: int) -> Answer:
+    """Fork, make ``size`` bytes, and read them through a pipe of 1 MiB into one buffer. All buffers are kept."""
+    from benchmarks.worker import peaks
 
     before = peaks.start()
     start = time.perf_counter()

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from benchlib.contest import Spread
-from benchlib.row import Entry, Row
+from benchmarks.row import Entry, Row, Spread
 
 _HEADINGS = ("", "who", "median", "quartiles", "ratio", "quartiles", "reach", "met", "note")
 _NUMBERS = {2, 3, 4, 5}
-_NOTE = 90  # characters; what a peer says when it fails can be long
+_NOTE = 90  # characters; a peer's error can be long
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -58,7 +57,7 @@ def _quartiles(spread: Spread | None) -> str:
 
 
 def text_of(number: float) -> str:
-    """Three digits, and no exponent."""
+    """A number in about three digits, without an exponent."""
     size = abs(number)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 or size == 0 else 4
     return f"{number:.{digits}f}"

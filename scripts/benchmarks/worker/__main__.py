@@ -1,13 +1,18 @@
-"""A side: a fresh process with one tool. Reads orders from stdin and answers on stdout.
+"""A side: reads orders from stdin and answers on stdout.
 
-They are marshalled dictionaries, as the module for that is there without an import: what a side has loaded is
-part of what its forks cost. The first says what to be, and every further one is a round's arguments.
+Messages are marshalled dictionaries, because that module is there without an import: what a side has loaded is part
+of what its forks cost. The first message says what the side is; each further one is a round's arguments.
 """
 
 import gc
+import importlib
 import marshal
 import os
 import sys
+
+TYPE_CHECKING = False  # the module typing would be forked along
+if TYPE_CHECKING:
+    from benchmarks.messages import Wish
 
 # Which module each kind of work is in; only that one is loaded.
 WORKS = {
@@ -21,22 +26,19 @@ WORKS = {
     "growth": "works",
     "commands": "works",
 }
-Message = dict[str, object]
-_kept: list[object] = []
 
 
 def main() -> None:
-    # Tasks and tools may write to descriptor 1; the answers go where only they go.
+    # Tasks and tools may write to descriptor 1; only answers go to this copy.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
-    def answer(content: Message) -> None:
+    def answer(content: dict[str, object]) -> None:
         marshal.dump(content, answers)
         answers.flush()
 
-    wish = marshal.load(sys.stdin.buffer)
-    if wish["heap"]:
-        _kept.append(make_heap(*wish["heap"]))
+    wish: Wish = marshal.load(sys.stdin.buffer)
+    heap = make_heap(*wish["heap"]) if wish["heap"] else None  # noqa: F841 - lives as long as the side
     gc.collect()
     answer({"pid": os.getpid()})
     while True:
@@ -44,7 +46,7 @@ def main() -> None:
             order = marshal.load(sys.stdin.buffer)
         except EOFError:
             os._exit(0)  # freeing a heap of gigabytes takes seconds
-        answer(take(wish["work"], wish["tool"], wish["terms"], order))
+        answer(take(wish, order))
 
 
 def make_heap(kind: str, size: int) -> object:
@@ -60,11 +62,12 @@ def make_heap(kind: str, size: int) -> object:
         gc.enable()
 
 
-def take(work: str, tool: str, terms: Message, order: Message) -> Message:
-    """Do one round. A tool that is not there or fails is an answer too, and no reason to stop."""
-    module = __import__(f"benchlib.{WORKS[work]}", fromlist=[work])
+def take(wish: "Wish", order: dict[str, object]) -> dict[str, object]:
+    """Do one round. A tool that is absent or fails is an answer too, and no reason to stop."""
+    work = wish["work"]
+    module = importlib.import_module(f"benchmarks.worker.{WORKS[work]}")
     try:
-        answer: Message = getattr(module, work)(tool, terms, **order)
+        answer: dict[str, object] = getattr(module, work)(wish["tool"], wish["terms"], **order)
     except (ModuleNotFoundError, FileNotFoundError) as missing:
         return {"absent": f"not installed ({missing})"}
     except Exception as error:  # noqa: BLE001 - a peer's failure is a finding

@@ -23,15 +23,16 @@ def children(pid: int) -> list[int]:
 
 
 def tree(pid: int) -> Iterator[int]:
+    """The process and all its descendants."""
     yield pid
     for child in children(pid):
         yield from tree(child)
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process, in nanoseconds' resolution; 0.0 where it is gone.
+    """CPU time of all threads of a process in seconds, to the nanosecond; 0.0 where it is gone.
 
-    /proc/PID/stat counts in hundredths of a second. The clock's number is made as by clock_getcpuclockid(3).
+    /proc/PID/stat counts in hundredths of a second. The clock's number is that of clock_getcpuclockid(3).
     """
     try:
         return time.clock_gettime((~pid << 3) | 2)
@@ -40,18 +41,20 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
+    """Resident memory in bytes; 0 where the process is gone."""
     fields = _read(f"/proc/{pid}/statm").split()
     return int(fields[1]) * _PAGE if fields else 0
 
 
 def descriptors(pid: int) -> int:
+    """How many descriptors are open; 0 where the process is gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return len(os.listdir(f"/proc/{pid}/fd"))
     return 0
 
 
 def with_argument(argument: str) -> list[int]:
-    """Living processes that have this argument, in whatever namespace."""
+    """Living processes that have this argument, in any namespace."""
     wanted = argument.encode()
     return [
         int(name)

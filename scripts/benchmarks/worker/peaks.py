@@ -1,4 +1,4 @@
-"""The peak of this process's memory, from where it is now."""
+"""The peak of this process's resident memory between two moments."""
 
 import os
 
@@ -6,7 +6,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def start() -> int:
-    """Let VmHWM start again from what is resident now, and return that, in bytes."""
+    """Reset VmHWM to what is resident now, and return that, in bytes."""
     with open("/proc/self/clear_refs", "wb") as file:
         file.write(b"5")
     with open("/proc/self/statm", "rb") as file:
@@ -14,6 +14,6 @@ def start() -> int:
 
 
 def end() -> int:
-    """The highest since then, in bytes."""
+    """The highest resident memory since ``start``, in bytes."""
     with open("/proc/self/status", "rb") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"VmHWM:"))

@@ -12,36 +12,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchlib import proc
-from benchlib.contest import Absent, Side
-from benchlib.loads import TOLD
+from benchmarks import proc
+from benchmarks.side import Absent, Side
+from benchmarks.worker.loads import TOLD
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Life:
     """One task's process as seen from outside; instants of the monotonic clock."""
 
     pid: int
     began: float
-    ended: float = 0.0
+    ended: float
 
 
 class Fifo:
-    """Where tasks say who runs and since when."""
+    """Where tasks write their pid and the time of their start (see ``worker.loads.tell``)."""
 
     def __init__(self, folder: str) -> None:
         self.path = f"{folder}/told"
         os.mkfifo(self.path, 0o600)
         self.fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)  # also a writer: never at its end
 
-    def read(self) -> list[Life]:
+    def read(self) -> list[tuple[int, float]]:
+        """Pid and start of each task that has written since."""
         with contextlib.suppress(BlockingIOError):
-            return [Life(pid, began) for pid, began in TOLD.iter_unpack(os.read(self.fd, TOLD.size * 64))]
+            return list(TOLD.iter_unpack(os.read(self.fd, TOLD.size * 64)))
         return []
 
 
 @contextlib.contextmanager
 def open_fifo() -> Iterator[Fifo]:
+    """A FIFO in a folder of its own, which goes with the block."""
     with tempfile.TemporaryDirectory(prefix="gwsandbox-bench-") as folder:
         opened = Fifo(folder)
         try:
@@ -51,7 +53,7 @@ def open_fifo() -> Iterator[Fifo]:
 
 
 def lives(side: Side, fifo: Fifo, **order: object) -> list[Life]:
-    """Order a round of tasks that tell, and see each begin and end.
+    """Order a round of tasks that tell, and see each begin and end. A task that ends before it is seen is left out.
 
     Raises:
         Absent: The side cannot do it.
@@ -60,27 +62,27 @@ def lives(side: Side, fifo: Fifo, **order: object) -> list[Life]:
     poll = select.poll()
     for fd in (done, fifo.fd):
         poll.register(fd, select.POLLIN)
-    alive: dict[int, Life] = {}
-    seen: list[Life] = []
-    while True:
-        ready = [fd for fd, _ in poll.poll()]
-        now = time.monotonic()
-        for fd in ready:
-            if fd in alive:
+    alive: dict[int, tuple[int, float]] = {}  # by pidfd
+    found: list[Life] = []
+    try:
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            now = time.monotonic()
+            for fd in alive.keys() & set(ready):
                 poll.unregister(fd)
                 os.close(fd)
-                alive.pop(fd).ended = now
-        for life in fifo.read() if fifo.fd in ready else []:
-            seen.append(life)
-            with contextlib.suppress(ProcessLookupError):  # dead already: ``ended`` stays 0
-                fd = os.pidfd_open(life.pid)
-                alive[fd] = life
-                poll.register(fd, select.POLLIN)
-        if done in ready:
-            side.answer()
-            for fd in alive:
-                os.close(fd)
-            return [life for life in seen if life.ended]
+                found.append(Life(*alive.pop(fd), ended=now))
+            for pid, began in fifo.read() if fifo.fd in ready else []:
+                with contextlib.suppress(ProcessLookupError):
+                    fd = os.pidfd_open(pid)
+                    alive[fd] = pid, began
+                    poll.register(fd, select.POLLIN)
+            if done in ready:
+                side.answer()
+                return sorted(found, key=lambda life: life.began)
+    finally:
+        for fd in alive:
+            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,8 @@ class Rest:
     Args:
         share: CPU time per wall-clock time.
         processes: How many there were beside the tasks' own.
-        system_calls: In ten seconds; ``None`` where strace could not count them.
-        why_not_counted: Then, why.
+        system_calls: In ten seconds; ``None`` where strace did not count them.
+        why_not_counted: The reason for that.
     """
 
     share: float
@@ -100,20 +102,27 @@ class Rest:
     why_not_counted: str = ""
 
 
-_SETTLE = 0.5  # seconds from the last task's start until supervision is taken to rest
+_SETTLE = 0.5  # seconds from the last task's start until supervision counts as at rest
 _COUNTED = 10.0  # seconds that strace counts
 
 
 def rest(side: Side, told: Fifo, *, tasks: int, seconds: float, count_calls: bool) -> Rest:
-    """Two tasks that sleep, and what everything else below the side does from their first half second on."""
+    """What everything below the side does while its tasks sleep, from half a second after their start.
+
+    Raises:
+        Absent: Its tasks do not start.
+    """
     pause = seconds + (_COUNTED + 2 if count_calls else 0)
-    side.begin(load="sleep_after_telling", arguments=[told.path, pause + _SETTLE], count=tasks)
+    done = side.begin(load="sleep_after_telling", arguments=[told.path, pause + _SETTLE], count=tasks)
     sleepers: list[int] = []
     while len(sleepers) < tasks:
-        if not select.select([told.fd], [], [], 60)[0]:
+        ready = select.select([told.fd, done], [], [], 60)[0]
+        if done in ready:
+            side.answer()
+        if told.fd not in ready:
             raise Absent("its tasks do not start")
-        sleepers += [life.pid for life in told.read()]
-    time.sleep(_SETTLE)  # nothing tells that a process will do no more
+        sleepers += [pid for pid, _ in told.read()]
+    time.sleep(_SETTLE)  # no event says that a process is at rest
     watchers = sorted(set(proc.tree(side.pid)) - set(sleepers))
     start, before = time.monotonic(), sum(map(proc.cpu_seconds, watchers))
     time.sleep(seconds - 2 * _SETTLE)

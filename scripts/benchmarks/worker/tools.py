@@ -1,18 +1,21 @@
 """The tools that are compared: how each runs Python calls, or a program, in fresh processes.
 
-Imports are inside of the functions, so that a side loads what it measures and nothing else. ImportError and
-FileNotFoundError mean "not installed", ``CannotRun`` says why a tool does not work here.
+Imports are inside the functions, so that a side loads what it measures and nothing else. ModuleNotFoundError and
+FileNotFoundError mean "not installed"; ``CannotRun`` says why a tool does not work here.
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchlib import loads
+from benchmarks.messages import Terms
+from benchmarks.worker import loads
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from gwsandbox import ProcessManager
 
 _GIB = 1024**3
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -22,37 +25,30 @@ class CannotRun(Exception):
     """A tool is there and does not work on this host; the text says why."""
 
 
-class Terms(NamedTuple):
-    """How calls are to be run; what a tool cannot hold it leaves out.
-
-    Args:
-        workers: Tasks at a time.
-        memory: Limit in bytes, or ``None``.
-        wall: Limit in seconds, or ``None``.
-        pids: Limit, or ``None``.
-        backend: Of gwsandbox.
-    """
-
-    workers: int = 1
-    memory: int | None = None
-    wall: float | None = None
-    pids: int | None = None
-    backend: str = "auto"
-
-
-PLAIN = Terms()
-
 # --- Python calls: each yields, per call, its value, or the exception that it ended with -----------------
 
 
-def gwsandbox(
-    calls: Iterable[Call], terms: Terms, start_method: str = "fork", preload: tuple[str, ...] = ()
+StartMethod = Literal["fork", "forkserver"]
+
+
+def gwsandbox(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _gwsandbox(calls, terms, "fork")
+
+
+def gwsandbox_forkserver(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _gwsandbox(calls, terms, "forkserver")
+
+
+def gwsandbox_preloaded(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _gwsandbox(calls, terms, "forkserver", (loads.__name__,))
+
+
+def _gwsandbox(
+    calls: Iterable[Call], terms: Terms, start_method: StartMethod, preload: tuple[str, ...] = ()
 ) -> Iterator[Any]:
     import gwsandbox as package
 
-    limits = package.Limits(memory=terms.memory, wall_seconds=terms.wall, pids=terms.pids)
-    options: Any = {"backend": terms.backend, "start_method": start_method, "preload": preload}
-    with package.ProcessManager(terms.workers, limits=limits, **options) as manager:
+    with _manager(terms, start_method, preload) as manager:
         manager.queue_tasks(package.Task(func, arguments) for func, arguments in calls)
         for result in manager.as_completed():
             if result.outcome is package.Outcome.SANDBOX_ERROR:
@@ -60,19 +56,20 @@ def gwsandbox(
             yield result.exception or result.result
 
 
-def gwsandbox_forkserver(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
-    return gwsandbox(calls, terms, "forkserver")
+def _manager(terms: Terms, start_method: StartMethod = "fork", preload: tuple[str, ...] = ()) -> "ProcessManager":
+    import gwsandbox as package
 
-
-def gwsandbox_preloaded(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
-    return gwsandbox(calls, terms, "forkserver", (loads.__name__,))
+    limits = package.Limits(memory=terms["memory"], wall_seconds=terms["wall"], pids=terms["pids"])
+    return package.ProcessManager(
+        terms["workers"], limits=limits, backend=terms["backend"], start_method=start_method, preload=preload
+    )
 
 
 def glasswall(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     from glasswall.multiprocessing import GlasswallProcessManager, Task
 
-    memory = None if terms.memory is None else terms.memory / _GIB
-    with GlasswallProcessManager(terms.workers, terms.wall, memory) as manager:
+    memory = None if terms["memory"] is None else terms["memory"] / _GIB
+    with GlasswallProcessManager(terms["workers"], terms["wall"], memory) as manager:
         for func, arguments in calls:
             manager.queue_task(Task(func=func, args=arguments))
         for result in manager.as_completed():
@@ -83,8 +80,8 @@ def pebble(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     """A fresh process for each call: ``max_tasks=1``. It has no limit of memory."""
     from pebble import ProcessPool
 
-    with ProcessPool(max_workers=terms.workers, max_tasks=1) as pool:
-        futures = deque(pool.schedule(func, args=arguments, timeout=terms.wall) for func, arguments in calls)
+    with ProcessPool(max_workers=terms["workers"], max_tasks=1) as pool:
+        futures = deque(pool.schedule(func, args=arguments, timeout=terms["wall"]) for func, arguments in calls)
         while futures:
             yield _outcome(futures.popleft())
 
@@ -94,7 +91,7 @@ def _futures(calls: Iterable[Call], terms: Terms, start_method: str) -> Iterator
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context(start_method)
-    with ProcessPoolExecutor(terms.workers, mp_context=context, max_tasks_per_child=1) as executor:
+    with ProcessPoolExecutor(terms["workers"], mp_context=context, max_tasks_per_child=1) as executor:
         futures = deque(executor.submit(func, *arguments) for func, arguments in calls)
         while futures:
             yield _outcome(futures.popleft())
@@ -111,7 +108,7 @@ def futures_forkserver(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
 def _outcome(future: "Future[Any]") -> Any:
     try:
         return future.result()
-    except Exception as error:  # noqa: BLE001 - how a call ended is what is looked at
+    except Exception as error:  # noqa: BLE001 - how a call ended is the finding
         return error
 
 
@@ -139,9 +136,7 @@ def subprocess_run(argv: list[str], count: int, _terms: Terms) -> None:
 def gwsandbox_command(argv: list[str], count: int, terms: Terms) -> None:
     import gwsandbox as package
 
-    limits = package.Limits(memory=terms.memory, wall_seconds=terms.wall, pids=terms.pids)
-    options: Any = {"backend": terms.backend}
-    with package.ProcessManager(terms.workers, limits=limits, **options) as manager:
+    with _manager(terms) as manager:
         manager.queue_tasks(package.Command(argv) for _ in range(count))
         for result in manager.as_completed():
             if not result.success:
@@ -168,8 +163,8 @@ def _systemd_run(*options: str) -> Callable[[list[str], int, Terms], None]:
         if not os.path.isdir("/run/systemd/system"):
             raise CannotRun("systemd does not run here")
         manager = ["--user"] if os.geteuid() else []
-        memory = f"--property=MemoryMax={terms.memory or 'infinity'}"
-        pids = f"--property=TasksMax={terms.pids or 'infinity'}"
+        memory = f"--property=MemoryMax={terms['memory'] or 'infinity'}"
+        pids = f"--property=TasksMax={terms['pids'] or 'infinity'}"
         _prefixed("systemd-run", *manager, "--quiet", *options, memory, pids, "--")(argv, count, terms)
 
     return run
@@ -182,7 +177,7 @@ def benchexec(argv: list[str], count: int, terms: Terms) -> None:
     from benchexec.runexecutor import RunExecutor
 
     logging.disable(logging.WARNING)
-    asked = {"memlimit": terms.memory, "walltimelimit": terms.wall}
+    asked = {"memlimit": terms["memory"], "walltimelimit": terms["wall"]}
     limits = {name: value for name, value in asked.items() if value}
     try:
         executor = RunExecutor(use_namespaces=False)
@@ -190,22 +185,11 @@ def benchexec(argv: list[str], count: int, terms: Terms) -> None:
             result = executor.execute_run(args=argv, output_filename=os.devnull, **limits)
             if result["exitcode"].value:
                 raise CannotRun(f"exit code {result['exitcode'].value}")
-    except SystemExit as error:  # what it does when it finds no cgroups that it can use
+    except SystemExit as error:  # it exits where it finds no cgroups that it can use
         raise CannotRun(str(error)) from error
 
 
-BWRAP = (
-    "bwrap",
-    "--unshare-all",
-    "--die-with-parent",
-    "--bind",
-    "/",
-    "/",
-    "--dev",
-    "/dev",
-    "--proc",
-    "/proc",
-)
+BWRAP = ("bwrap", "--unshare-all", "--die-with-parent", *("--bind", "/", "/"), *("--dev", "/dev"), *("--proc", "/proc"))
 
 COMMANDERS: dict[str, Callable[[list[str], int, Terms], None]] = {
     "subprocess.run": subprocess_run,

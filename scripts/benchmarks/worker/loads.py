@@ -10,15 +10,16 @@ _STEP = 1 << 20
 
 
 def noop() -> None:
-    """Nothing: what is left is what the tool costs."""
+    """Do nothing: what remains is what the tool costs."""
 
 
 def make_bytes(size: int) -> bytes:
+    """A result of ``size`` bytes."""
     return b"x" * size
 
 
 def tell(fifo: str) -> None:
-    """Say who runs and since when, to whoever watches from outside."""
+    """Write this process's pid and the time to the FIFO, for the bench that watches from outside."""
     now = time.monotonic()
     fd = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
     os.write(fd, TOLD.pack(os.getpid(), now))
@@ -26,17 +27,18 @@ def tell(fifo: str) -> None:
 
 
 def sleep_after_telling(fifo: str, seconds: float) -> None:
+    """Tell, and sleep."""
     tell(fifo)
     time.sleep(seconds)
 
 
 def grow(progress: str, ceiling: int, shared: bool) -> int:  # noqa: FBT001 - pools call by position
-    """Touch memory as fast as it goes, up to ``ceiling`` bytes; note after each step how far it came."""
+    """Touch memory as fast as it goes, up to ``ceiling`` bytes; write after each step how many there are."""
     content = b"x" * _STEP
     fd = os.open(progress, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     kept: list[bytearray | mmap.mmap] = []
     for reached in range(_STEP, ceiling + 1, _STEP):
-        # A piece of its own each time: one of the whole size would be refused at once.
+        # Piece by piece: the kernel refuses one of the whole size at once.
         kept.append(_shared_copy(content) if shared else bytearray(content))
         os.pwrite(fd, struct.pack("=q", reached), 0)
     return len(kept) * _STEP
@@ -50,7 +52,7 @@ def _shared_copy(content: bytes) -> mmap.mmap:
 
 
 def leave_daemon(mark: str) -> None:
-    """Fork twice, so that a process of a session of its own outlives this one: ``sleep MARK``."""
+    """Fork twice: ``sleep MARK`` in a session of its own outlives this process."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         os.setsid()
