@@ -14,6 +14,8 @@ from benchmarks.messages import Backend
 from benchmarks.plan import Plan
 from benchmarks.row import Row
 from benchmarks.rows import ROWS
+from gwsandbox.backends.cgroup.backend import CgroupBackend
+from gwsandbox.model.errors import CgroupError
 
 DESCRIPTION = """\
 Measures what gwsandbox costs, beside a bare fork and the real peers, in one run.
@@ -65,9 +67,6 @@ def backend(wanted: Backend) -> Backend:
     """The backend that is wanted; for "auto" the one that this host has."""
     if wanted != "auto":
         return wanted
-    from gwsandbox.backends.cgroup.backend import CgroupBackend
-    from gwsandbox.model.errors import CgroupError
-
     try:
         CgroupBackend.find()
     except CgroupError:

@@ -185,7 +185,8 @@ def state() -> Path:
         VmError: It belongs to another user.
     """
     # A unix socket's path has room for 107 bytes, so this one is short.
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", f"gwsandbox-vm-{os.getuid()}")
+    top = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - the folder in it is private, as checked below
+    folder = Path(top, f"gwsandbox-vm-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise VmError(f"{folder} belongs to another user; remove it, or set XDG_RUNTIME_DIR to a folder of yours.")

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import random
+import secrets
 import signal
 import sys
 import time
@@ -41,7 +41,7 @@ def _count(plan: Plan, who: str, tool: str, work: str) -> Iterator[Entry]:
 
 def _left(side: Side, work: str) -> int:
     # The daemon is known by its argument, as its pid may be of another namespace.
-    mark = f"{random.uniform(60, 70):.6f}"
+    mark = f"{60 + secrets.randbelow(10_000_000) / 1e6:.6f}"
     try:
         if work == "calls":
             side.round(load="leave_daemon", arguments=[mark], count=1)
