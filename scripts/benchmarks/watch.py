@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import proc
 from benchmarks.side import Absent, Side
-from benchmarks.worker.loads import TOLD
+from benchmarks.worker.loads import STARTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,17 @@ class Life:
 
 
 class Fifo:
-    """Where tasks write their pid and the time of their start (see ``worker.loads.tell``)."""
+    """Where tasks write their pid and the time of their start (see ``worker.loads.report_start``)."""
 
     def __init__(self, folder: str) -> None:
-        self.path = f"{folder}/told"
+        self.path = f"{folder}/starts"
         os.mkfifo(self.path, 0o600)
         self.fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)  # also a writer: never at its end
 
     def read(self) -> list[tuple[int, float]]:
         """Pid and start of each task that has written since."""
         with contextlib.suppress(BlockingIOError):
-            return list(TOLD.iter_unpack(os.read(self.fd, TOLD.size * 64)))
+            return list(STARTED.iter_unpack(os.read(self.fd, STARTED.size * 64)))
         return []
 
 
@@ -106,22 +106,22 @@ _SETTLE = 0.5  # seconds from the last task's start until supervision counts as 
 _COUNTED = 10.0  # seconds that strace counts
 
 
-def rest(side: Side, told: Fifo, *, tasks: int, seconds: float, count_calls: bool) -> Rest:
+def rest(side: Side, starts: Fifo, *, tasks: int, seconds: float, count_calls: bool) -> Rest:
     """What everything below the side does while its tasks sleep, from half a second after their start.
 
     Raises:
         Absent: Its tasks do not start.
     """
     pause = seconds + (_COUNTED + 2 if count_calls else 0)
-    done = side.begin(load="sleep_after_telling", arguments=[told.path, pause + _SETTLE], count=tasks)
+    done = side.begin(load="report_and_sleep", arguments=[starts.path, pause + _SETTLE], count=tasks)
     sleepers: list[int] = []
     while len(sleepers) < tasks:
-        ready = select.select([told.fd, done], [], [], 60)[0]
+        ready = select.select([starts.fd, done], [], [], 60)[0]
         if done in ready:
             side.answer()
-        if told.fd not in ready:
+        if starts.fd not in ready:
             raise Absent("its tasks do not start")
-        sleepers += [pid for pid, _ in told.read()]
+        sleepers += [pid for pid, _ in starts.read()]
     time.sleep(_SETTLE)  # no event says that a process is at rest
     watchers = sorted(set(proc.tree(side.pid)) - set(sleepers))
     start, before = time.monotonic(), sum(map(proc.cpu_seconds, watchers))

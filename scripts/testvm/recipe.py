@@ -35,7 +35,7 @@ SUITE_OPTIONS = {
 
 # QEMU before 8.1 may go on running a translation of code that another CPU has just patched, and Linux patches itself
 # (static keys) whenever a first cgroup of a kind appears: "Oops: int3" within a minute of cgroup work under 7.2. So
-# QEMU, too, comes out of a Debian release, whatever the host has; unpacked only, and run by its own loader.
+# QEMU, too, comes out of a Debian release, on any host; it is unpacked only, and runs by its own loader.
 QEMU_SUITE = "trixie"
 QEMU_PACKAGE = "qemu-system-x86"
 QEMU_LIBRARIES = "usr/lib/x86_64-linux-gnu"

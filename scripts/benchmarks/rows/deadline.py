@@ -33,7 +33,7 @@ def p7(plan: Plan) -> Row:
     """Each tool in turns, a few tasks at a time."""
     limited = terms(wall=_DEADLINE, memory=GIB, backend=plan.backend)
     seen = {tool: _Seen() for tool in _TOOLS}
-    with contextlib.ExitStack() as stack, watch.open_fifo() as told:
+    with contextlib.ExitStack() as stack, watch.open_fifo() as starts:
         sides = {
             tool: stack.enter_context(
                 Side(SideSpec("fork_deadlines" if tool.startswith("fork") else "calls", tool, limited))
@@ -43,17 +43,17 @@ def p7(plan: Plan) -> Row:
         for _ in range(plan.pick(5, 4, 1)):
             for tool, side in sides.items():
                 if not seen[tool].absent:
-                    _chunk(side, told, plan.pick(10, 5, 2), seen[tool])
+                    _chunk(side, starts, plan.pick(10, 5, 2), seen[tool])
     entries = [entry for tool in _TOOLS for entry in _lateness(plan, tool, seen[tool])]
     return Row("P7", f"deadline of {_DEADLINE} s: death after it, and next start after death", "", entries, [_REMARK])
 
 
-def _chunk(side: Side, told: watch.Fifo, count: int, seen: _Seen) -> None:
+def _chunk(side: Side, starts: watch.Fifo, count: int, seen: _Seen) -> None:
     try:
         if side.spec.work == "fork_deadlines":
-            lives = watch.lives(side, told, told=told.path, count=count)
+            lives = watch.lives(side, starts, starts=starts.path, count=count)
         else:
-            lives = watch.lives(side, told, load="sleep_after_telling", arguments=[told.path, 60.0], count=count)
+            lives = watch.lives(side, starts, load="report_and_sleep", arguments=[starts.path, 60.0], count=count)
     except Absent as why:
         seen.absent = str(why)
         return

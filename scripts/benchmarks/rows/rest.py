@@ -13,20 +13,20 @@ from benchmarks.side import Side, SideSpec
 def p5(plan: Plan) -> Row:
     """CPU time and system calls of each tool, beside two tasks that sleep."""
     seconds = plan.pick(4, 4, 2)
-    with watch.open_fifo() as told:
+    with watch.open_fifo() as starts:
         entries = [
             entry
             for tool in ("gwsandbox", "gwsandbox forkserver", "glasswall", "pebble", "futures forkserver")
-            for entry in attempt(tool, _rest, plan, tool, told, seconds)
+            for entry in attempt(tool, _rest, plan, tool, starts, seconds)
         ]
     return Row("P5", f"CPU of supervision while 2 tasks sleep {seconds} s", "one processor", entries)
 
 
-def _rest(plan: Plan, tool: str, told: watch.Fifo, seconds: int) -> Iterator[Entry]:
+def _rest(plan: Plan, tool: str, starts: watch.Fifo, seconds: int) -> Iterator[Entry]:
     limited = terms(workers=2, backend=plan.backend, memory=GIB, wall=600.0, pids=64)
     with Side(SideSpec("calls", tool, limited)) as side:
         rests = [
-            watch.rest(side, told, tasks=2, seconds=seconds, count_calls=turn == 0 and not plan.quick)
+            watch.rest(side, starts, tasks=2, seconds=seconds, count_calls=turn == 0 and not plan.quick)
             for turn in range(plan.few_rounds)
         ]
     figure = Spread.of([rest.share * 100 for rest in rests])

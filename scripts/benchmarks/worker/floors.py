@@ -58,8 +58,8 @@ def fork_execs(_tool: str, _terms: "Terms", *, argv: list[str], count: int) -> A
     return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
 
 
-def fork_deadlines(_tool: str, terms: "Terms", *, told: str, count: int) -> Answer:
-    """Fork, wait for the pidfd until the deadline, kill, waitpid. The child writes its pid to ``told`` and sleeps."""
+def fork_deadlines(_tool: str, terms: "Terms", *, starts: str, count: int) -> Answer:
+    """Fork, wait for the pidfd until the deadline, kill, waitpid. The child writes its pid to ``starts`` and sleeps."""
     import select
     import signal
 
@@ -69,7 +69,7 @@ def fork_deadlines(_tool: str, terms: "Terms", *, told: str, count: int) -> Answ
     for _ in range(count):
         pid = os.fork()
         if pid == 0:
-            loads.sleep_after_telling(told, 60.0)
+            loads.report_and_sleep(starts, 60.0)
             os._exit(0)
         fd = os.pidfd_open(pid)
         if not select.select([fd], [], [], terms["wall"])[0]:

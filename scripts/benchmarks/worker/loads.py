@@ -5,7 +5,7 @@ import os
 import struct
 import time
 
-TOLD = struct.Struct("=qd")  # pid, monotonic clock
+STARTED = struct.Struct("=qd")  # pid, monotonic clock
 _STEP = 1 << 20
 
 
@@ -18,17 +18,17 @@ def make_bytes(size: int) -> bytes:
     return b"x" * size
 
 
-def tell(fifo: str) -> None:
+def report_start(fifo: str) -> None:
     """Write this process's pid and the time to the FIFO, for the bench that watches from outside."""
     now = time.monotonic()
     fd = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
-    os.write(fd, TOLD.pack(os.getpid(), now))
+    os.write(fd, STARTED.pack(os.getpid(), now))
     os.close(fd)
 
 
-def sleep_after_telling(fifo: str, seconds: float) -> None:
-    """Tell, and sleep."""
-    tell(fifo)
+def report_and_sleep(fifo: str, seconds: float) -> None:
+    """Report the start, and sleep."""
+    report_start(fifo)
     time.sleep(seconds)
 
 
