@@ -1,5 +1,6 @@
 """The command line of `scripts/make-corpus`."""
 
+import argparse
 import os
 import shutil
 import sys
@@ -10,11 +11,14 @@ from corpus.origins import origins
 from corpus.workshop import OUT, CorpusError
 
 CORPUS = Path(__file__).resolve().parents[2] / "tests" / "corpus"
+DESCRIPTION = "Make the documents of tests/corpus again, and ORIGINS.md; as root on a Debian machine."
 
 
 def main() -> int:
     """Make all documents and put them into the folder; the process's exit code."""
-    target = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else CORPUS
+    parser = argparse.ArgumentParser(prog="scripts/make-corpus", description=DESCRIPTION)
+    parser.add_argument("folder", nargs="?", type=Path, default=CORPUS, help="default: tests/corpus")
+    target: Path = parser.parse_args().folder.resolve()
     if os.geteuid() != 0:
         print("make-corpus installs programs: run it as root", file=sys.stderr)
         return 1
