@@ -5,6 +5,7 @@
 | module | what | runs |
 |---|---|---|
 | `cli`, `commands` | the command line, and what each subcommand does | host |
+| `probe` | whether this host needs the machine | host |
 | `recipe` | what is in the image | host |
 | `image`, `requirements`, `build_host` | build the image, once per recipe, outside the repository | host |
 | `machine`, `qemu` | boot an image; know which machine runs under which name | host |
