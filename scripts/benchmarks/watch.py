@@ -58,6 +58,7 @@ def lives(side: Side, fifo: Fifo, **order: object) -> list[Life]:
     Raises:
         Absent: The side cannot do it.
     """
+    # One loop, though long: one poll has to see starts, ends and the answer in their order.
     done = side.begin(**order)
     poll = select.poll()
     for fd in (done, fifo.fd):
