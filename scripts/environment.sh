@@ -1,6 +1,6 @@
-# Sourced by the scripts beside it: a virtual environment in .venv with this project and the extras named.
+# The scripts beside it source this: a virtual environment in .venv with this project and some of its extras.
 
-# environment EXTRA… : makes it, or brings it up to date, and puts it first on PATH.
+# environment EXTRA,… : makes it, or brings it up to date, and puts it first on PATH.
 environment() {
     local extras=$1 stamp
     if ! [ -x .venv/bin/python ]; then
@@ -26,7 +26,7 @@ make_environment() {
         echo "$0: no Python 3.11 or newer found; install one, or name it in GWSANDBOX_PYTHON" >&2
         exit 1
     fi
-    # Debian keeps venv's half in a package of its own; without it the call fails, and leaves a broken folder.
+    # Debian keeps a part of venv in a package of its own; without it the call fails, and leaves a broken folder.
     if ! "$python" -c 'import ensurepip' 2>/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq >&2 && apt-get install -y -qq python3-venv >&2
     fi

@@ -1,4 +1,4 @@
-# pytest; with GWSANDBOX_TEST_AGAIN set, what failed is run once more. Called by scripts/test and scripts/vm.
+# pytest; with GWSANDBOX_TEST_AGAIN set, what fails runs once more. scripts/test and scripts/vm call it.
 python -m pytest "$@"
 code=$?
 if [ "$code" = 1 ] && [ -n "${GWSANDBOX_TEST_AGAIN:-}" ]; then

@@ -142,5 +142,9 @@ def test_ruff() -> None:
     run("ruff", "check", "--no-cache")
 
 
+def test_format() -> None:
+    run("ruff", "format", "--check", "--no-cache")
+
+
 def test_mypy(tmp_path: Path) -> None:
     run("mypy", f"--cache-dir={tmp_path}")

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from disarm import disarm_file
 from hostile_documents import make_hostile_documents
+from hostile_documents.samples import CORPUS
 from tqdm import tqdm
 
 from gwsandbox import Limits, Outcome, ProcessManager, Task, TaskResult
 
-CORPUS = Path(__file__).resolve().parents[2] / "tests" / "corpus"
 LIMITS = Limits(memory="512MiB", wall_seconds=20, pids=32, file_size="1GiB")
 
 
@@ -43,14 +43,19 @@ def disarm_all(folders: list[Path], output: Path) -> list[TaskResult]:
         return list(tqdm(manager.as_completed(), total=len(tasks), desc="Disarming", disable=None))
 
 
+def input_of(result: TaskResult) -> Path:
+    """The document that the result is about."""
+    assert isinstance(result.task, Task)
+    return Path(result.task.args[0])
+
+
 def print_table(results: list[TaskResult]) -> None:
     """One line per document; for those that did not come out, why."""
     print(f"{'outcome':<14} {'time':>8} {'peak':>9}  file")
-    for result in sorted(results, key=lambda result: (not result.success, str(result.task.args[0]))):
+    for result in sorted(results, key=lambda result: (not result.success, str(input_of(result)))):
         peak = result.usage.memory_peak_bytes
         shown = "?" if peak is None else f"{peak / 2**20:.1f} MiB"
-        name = Path(result.task.args[0]).name
-        print(f"{result.outcome.name:<14} {result.elapsed_time or 0:6.2f} s {shown:>10} {name}")
+        print(f"{result.outcome.name:<14} {result.elapsed_time or 0:6.2f} s {shown:>10} {input_of(result).name}")
         if not result.success:
             print(f"{'':<14} {'':>8} {'':>10}   {result.detail[:150]}")
 

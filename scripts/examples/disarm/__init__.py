@@ -1,25 +1,25 @@
 """A content-disarm worker: one untrusted document in, the same document without its active parts out.
 
-What passes, and what is taken out:
+What passes, and what the worker takes out:
 
 - PDF, rewritten with pikepdf: scripts, actions that leave the page, what runs on opening, embedded files,
-  XFA forms, rich media. A damaged PDF is refused, because each viewer would mend it differently.
-- PNG, JPEG, GIF, TIFF, WebP, BMP, decoded and encoded anew with Pillow: metadata, colour profiles, and
-  whatever follows the pixels. Animation frames and TIFF pages stay; 16-bit colour becomes 8-bit.
+  XFA forms, rich media. A damaged PDF is refused, because each viewer would repair it differently.
+- PNG, JPEG, GIF, TIFF, WebP, BMP, decoded and encoded again with Pillow: metadata, colour profiles, and
+  all that follows the pixels. Animation frames and TIFF pages stay; 16-bit colour becomes 8-bit.
 - OOXML (docx, xlsx, pptx and their macro kinds) and ODF (odt, ods, odp, odg), unpacked, cleaned and packed
-  anew: macros, scripts, OLE objects, external links, and every part that nothing in the package refers to.
-- XML (SVG and XHTML too), serialised anew with lxml: DTD and entities, processing instructions, comments,
+  again: macros, scripts, OLE objects, external links, and every part that nothing in the package refers to.
+- XML (SVG and XHTML too), parsed and serialised with lxml: DTD and entities, processing instructions, comments,
   scripts, event handlers, references to anything outside the document.
 
-The kind is told from the content, never from the name.
+The content decides the kind, never the name.
 
-The worker trusts its input about resources on purpose: it reads documents whole, has no guard on sizes
+About resources the worker trusts its input on purpose: it reads documents whole, has no guard on sizes
 after decompression, lifts that of Pillow (`MAX_IMAGE_PIXELS`), and raises the limits of libxml2 on the length
-of texts and the depth of trees (`huge_tree`). It is as naive as engines in real life are, and a hostile
-document makes it eat memory and time without end. The sandbox around it is what holds the limits.
+of texts and the depth of trees (`huge_tree`). It is as naive as real engines are, and a hostile document
+makes it eat memory and time without end. The sandbox around it holds the limits.
 
-One guard it cannot lift: the libxml2 of current lxml refuses entities that expand out of all proportion,
-`huge_tree` or not, so nested ones end as a `BrokenDocument`. An old libxml2 (2.9, of Debian 12) expands them.
+It cannot lift one guard: the libxml2 of current lxml refuses entities that expand out of all proportion, with
+`huge_tree` too, so nested ones end as a `BrokenDocument`. An old libxml2 (2.9, of Debian 12) expands them.
 """
 
 from __future__ import annotations

@@ -11,9 +11,7 @@ from disarm import DisarmError, disarm_file
 
 def main() -> int:
     """Disarm one document; the programs beside this package call its functions instead."""
-    parser = argparse.ArgumentParser(
-        prog="python -m disarm", description="Write a document anew without its active parts."
-    )
+    parser = argparse.ArgumentParser(prog="python -m disarm", description="Write a document without its active parts.")
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()

@@ -10,12 +10,12 @@ class DisarmError(ValueError):
 
 
 class UnsupportedDocument(DisarmError):
-    """The content is of no kind that is known here, or it is locked."""
+    """The content is of no known kind, or it is locked."""
 
     __module__ = "disarm"
 
 
 class BrokenDocument(DisarmError):
-    """The content is not what its kind asks for."""
+    """The content breaks the rules of its kind."""
 
     __module__ = "disarm"

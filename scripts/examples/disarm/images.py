@@ -1,4 +1,4 @@
-"""Images, decoded and encoded anew with Pillow."""
+"""Images, decoded and encoded again with Pillow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def disarm_image(data: bytes, removed: Removed) -> bytes:
     except UnidentifiedImageError as error:
         raise BrokenDocument("damaged image: its header makes no sense") from error
     except (OSError, SyntaxError, EOFError, ValueError, IndexError, zlib.error) as error:
-        if "out of memory" in str(error):  # what Pillow makes of a codec's failed malloc
+        if "out of memory" in str(error):  # Pillow's error for a codec's failed malloc
             raise MemoryError(str(error)) from error
         raise BrokenDocument(f"damaged image: {error}") from error
 
@@ -66,7 +66,7 @@ def _encode(image: Image.Image, kind: str, *, lossless: bool) -> bytes:
 
 def _bare(frame: Image.Image) -> Image.Image:
     """Copy the pixels, and of what stands beside them only transparency and timing."""
-    # The camera's turn is in the EXIF that goes: turn the pixels instead.
+    # The camera's orientation is in the EXIF, which goes: turn the pixels instead.
     bare = ImageOps.exif_transpose(frame)
     bare.info = {key: bare.info[key] for key in ("transparency", "duration") if key in bare.info}
     return bare

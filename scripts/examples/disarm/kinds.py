@@ -1,4 +1,4 @@
-"""What kind of document it is: told from the content, never from the name."""
+"""What kind of document it is, by its content and never by its name."""
 
 from __future__ import annotations
 

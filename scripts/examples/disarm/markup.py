@@ -1,7 +1,4 @@
-"""XML, SVG and XHTML too, serialised anew with lxml; packages are made of it as well."""
-
-# lxml ships no types, and what is installed beside it differs: it is untyped here, and used in few places.
-# mypy: disable-error-code="import-untyped"
+"""XML, SVG and XHTML too, parsed and serialised with lxml. Packages consist of it as well."""
 
 from __future__ import annotations
 
@@ -37,8 +34,8 @@ def disarm_xml(data: bytes, removed: Removed) -> bytes:
 
 def parse(data: bytes, removed: Removed) -> Element:
     """Return the root of the document, which holds no comments and no processing instructions."""
-    # Entities are expanded, but files and hosts that they name are not read. huge_tree raises libxml2's limits
-    # as far as it can: newer ones refuse all the same to expand without measure, and lxml cannot allow it.
+    # The parser expands entities, but reads no files and hosts that they name. huge_tree raises libxml2's limits
+    # as far as possible: newer versions still refuse to expand without measure, and lxml cannot allow it.
     parser = etree.XMLParser(huge_tree=True, no_network=True, remove_comments=True, remove_pis=True)
     try:
         root = etree.fromstring(data, parser)
@@ -61,7 +58,7 @@ def serialise(root: Element) -> bytes:
 def _scrub_element(element: Element, removed: Removed) -> None:
     tag = etree.QName(element)
     name = tag.localname.lower()
-    # SVG and XHTML: browsers act on what they find there. Other vocabularies may use the same names in peace.
+    # Browsers act on SVG and XHTML. In other vocabularies the same names are harmless.
     acted_on = (tag.namespace or "").endswith(("/svg", "/xhtml"))
     if name == "script" or (acted_on and (name in _ACTIVE or _aims_at_link(element))):
         drop(element)
@@ -74,7 +71,7 @@ def _scrub_element(element: Element, removed: Removed) -> None:
 
 
 def _aims_at_link(element: Element) -> bool:
-    """Tell whether it is an SVG animation of a link's target, or a page's jump elsewhere."""
+    """Whether it is an SVG animation of a link's target, or a page's redirection."""
     target: str = element.get("attributeName", "").lower()
     return target.endswith("href") or bool(element.get("http-equiv", "").lower() == "refresh")
 
@@ -95,9 +92,9 @@ def _scrub_attributes(element: Element, tag: str, removed: Removed) -> None:
 
 
 def drop(element: Element) -> None:
-    """Take an element out, and leave the text that follows it."""
+    """Remove an element, and keep the text that follows it."""
     parent, before, tail = element.getparent(), element.getprevious(), element.tail
-    if parent is None:  # gone already, with what it stood in
+    if parent is None:  # removed before, with an element around it
         return
     if tail and before is not None:
         before.tail = (before.tail or "") + tail

@@ -1,8 +1,5 @@
 """ODF: odt, ods, odp, odg."""
 
-# As in markup.py.
-# mypy: disable-error-code="import-untyped"
-
 from __future__ import annotations
 
 import posixpath
@@ -31,7 +28,7 @@ _OUTSIDE_FORMULA = re.compile(r"'(?:[a-z]+:|\.\.)[^']*'#|\b(?:DDE|WEBSERVICE|HYP
 
 
 def disarm_odf(data: bytes, removed: Removed) -> bytes:
-    """Keep what the manifest lists and knows a use for; the rest is not packed again."""
+    """Keep the parts that the manifest lists and that have a use; the result has no others."""
     parts = unpack(data)
     if "META-INF/manifest.xml" not in parts or "content.xml" not in parts:
         raise BrokenDocument("damaged package: no manifest or no content")
@@ -71,7 +68,7 @@ def _clean_odf_part(name: str, content: bytes, removed: Removed) -> bytes:
 
 
 _UNWRAPPED = "unwrapped"
-"""The name that an element gets whose content is to stay without it."""
+"""The name of elements that go while their content stays."""
 
 
 def _scrub_odf_element(element: Element, folder: str, removed: Removed) -> None:
@@ -91,13 +88,13 @@ def _scrub_odf_element(element: Element, folder: str, removed: Removed) -> None:
 
 
 def _is_outside(reference: str, folder: str) -> bool:
-    """Tell whether it leaves the package; a chart's own part refers to its document, `..`, and may."""
+    """Whether it leaves the package; a chart's own part may refer to its document, `..`."""
     path = posixpath.normpath(posixpath.join(folder, reference))
     return not reference.startswith("#") and (":" in reference or path.startswith(("/", "..")))
 
 
 def _drop_odf_element(element: Element) -> None:
-    """What an external formula last saw is stored as a hidden table: it goes with its source."""
+    """Remove an element; a hidden table with an external formula's last values goes with its source."""
     table = element.getparent()
     if etree.QName(element).localname == "table-source" and "'#" in _attribute(table, "name"):
         drop(table)

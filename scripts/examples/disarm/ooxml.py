@@ -1,8 +1,5 @@
 """OOXML: docx, xlsx, pptx and their macro kinds."""
 
-# As in markup.py.
-# mypy: disable-error-code="import-untyped"
-
 from __future__ import annotations
 
 import posixpath
@@ -29,7 +26,7 @@ OOXML_KINDS = {
     "powerpoint.presentation.macroEnabled": "pptm",
 }
 # The last step of the relationship's type: strict and transitional documents differ in what precedes it.
-# `calcChain` is no danger, but must not name cells whose formula goes; programs make it anew.
+# `calcChain` is no danger, but must not name cells that lose their formula; programs rebuild it.
 _DROPPED_RELATIONSHIPS = words("""
     aFChunk activeXControlBinary attachedTemplate attachedToolbars calcChain connections control ctrlProp
     extensibility externalLink externalLinkPath keyMapCustomizations oleObject package printerSettings
@@ -43,7 +40,7 @@ _EXTERNAL_FORMULA = re.compile(r"(?<![\w\]])\[\d+\]|\|'[^']*'!|\b(?:WEBSERVICE|H
 
 
 def disarm_ooxml(data: bytes, removed: Removed) -> bytes:
-    """Follow the relationships from the package's own on; what they do not reach is not packed again."""
+    """Follow the relationships, starting with the package's own; the result has no part that they do not reach."""
     parts = unpack(data)
     kept: Parts = {}
     pending = [""]  # the package itself is the source of the first relationships
@@ -122,7 +119,7 @@ def _scrub_ooxml_element(element: Element, gone: set[str], removed: Removed) -> 
 
 
 def _drop_reference(element: Element, name: str, lost: list[str]) -> None:
-    """Mend the place that referred to a relationship now gone, so that the part still obeys its schema."""
+    """Adjust the place that referred to a removed relationship, so that the part still obeys its schema."""
     parent = element.getparent()
     in_list = parent is not None and etree.QName(parent).localname == "hyperlinks"
     if name in {"blip", "svgBlip"} or (name == "hyperlink" and not in_list):

@@ -1,4 +1,4 @@
-"""Packages, which OOXML and ODF are: how they are opened and packed, and what may be in both."""
+"""Packages, as OOXML and ODF documents are: opening, packing, and the media in both."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 
 Parts = dict[str, bytes]
 
-# Compound files (OLE2, VBA), archives and programs have no business in a package, whatever they are called.
+# Compound files (OLE2, VBA), archives and programs do not belong in a package, under any name.
 FOREIGN_MAGIC = (b"\xd0\xcf\x11\xe0", b"PK\x03\x04", b"MZ", b"\x7fELF")
 
 
 @contextlib.contextmanager
 def opened(data: bytes) -> Iterator[zipfile.ZipFile]:
-    """Open the package to read; what zipfile finds wrong with it becomes an error of ours."""
+    """Open the package to read.
+
+    Raises:
+        BrokenDocument: It is damaged.
+        UnsupportedDocument: It has a password.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as package:
             yield package
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise BrokenDocument(f"damaged package: {error}") from error
-    except RuntimeError as error:  # what zipfile raises for a member with a password
+    except RuntimeError as error:  # zipfile's error for a member with a password
         raise UnsupportedDocument(f"locked package: {error}") from error
 
 
@@ -55,7 +60,7 @@ def pack(parts: Parts) -> bytes:
 
 
 def clean_media(name: str, content: bytes, removed: Removed) -> bytes:
-    """Encode a picture inside a package anew; other media (EMF, WMF, fonts) stay as they are."""
+    """Encode a picture inside a package again; other media (EMF, WMF, fonts) stay as they are."""
     if any(re.match(magic, content, re.DOTALL) for magic, _ in IMAGE_MAGIC):
         return disarm_image(content, removed)
     if name.endswith(".svg"):

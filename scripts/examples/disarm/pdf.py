@@ -33,7 +33,7 @@ def disarm_pdf(data: bytes, removed: Removed) -> bytes:
             for item in pdf.objects:
                 _scrub_object(item, removed)
             clean = io.BytesIO()
-            # What nothing refers to any longer is not written; every stream is decoded and encoded anew.
+            # pikepdf leaves out objects without a reference, and decodes and encodes every stream.
             pdf.save(clean, recompress_flate=True, object_stream_mode=pikepdf.ObjectStreamMode.generate)
             complaints = [text for text in map(str, pdf.get_warnings()) if _HARMLESS_COMPLAINT not in text]
     except pikepdf.PasswordError as error:
