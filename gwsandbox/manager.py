@@ -162,7 +162,7 @@ class ProcessManager:
     def _feed(self) -> None:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
         session = self._session
-        if session is not None and not session.unfinished:
+        if session is not None and not session.unfinished and not self._ready:
             is_over = session.cancelled or session.lost or not session.started
             if is_over or not (self._queue or self._drawn):
                 self._close_session()
@@ -190,7 +190,7 @@ class ProcessManager:
         session.flush()
 
     def _has_room(self, session: Session) -> bool:
-        return session.unfinished < self.max_workers * (1 + _AHEAD_PER_WORKER)
+        return session.unfinished + len(self._ready) < self.max_workers * (1 + _AHEAD_PER_WORKER)
 
     @staticmethod
     def _submit_once(session: Session, number: int, task: Work) -> None:

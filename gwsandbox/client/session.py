@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,7 +35,7 @@ from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
-from gwsandbox.supervisor.bootstrap import Inheritance, run_reaper
+from gwsandbox.supervisor.bootstrap import PRELOAD_REMEDY, Inheritance, run_reaper
 
 # Run by a clean interpreter in "forkserver" mode.
 _FORKSERVER = "import sys; from gwsandbox.supervisor.bootstrap import serve; serve(int(sys.argv[1]))"
@@ -47,6 +48,10 @@ _SIGNALS = signal.valid_signals()
 
 # What recvmsg(2) gives. A None in the list of ancillary data stands for a descriptor of it that is closed.
 _RawPacket = tuple[bytes, list[Any], int, Any]
+
+
+# Those of this process; a fork of it for one of them closes what belongs to any.
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _store(place: deque[Any], function: Callable[..., Any], *args: Any) -> None:
@@ -90,6 +95,7 @@ class Session:
         self._ends: deque[socket.socket] = deque()
         self._reapers: deque[int] = deque()
         self._pidfds: deque[int] = deque()  # of the reaper, then of the supervisor
+        self._memfds: deque[int] = deque()  # on their way to the supervisor
         self._epoll: select.epoll | None = None
         self._packets: deque[_RawPacket] = deque()
         self._made: TaskResult | None = None
@@ -97,6 +103,7 @@ class Session:
         self._group: str | None = None
         self._reaper_status: int | None = None
         self.started = self.lost = self.cancelled = False
+        _sessions.add(self)
 
     # --- starting -----------------------------------------------------------------------------------
 
@@ -137,8 +144,9 @@ class Session:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             _store(self._reapers, os.fork)
             if self._reapers[0] == 0:
-                inheritance = Inheritance(self._backend, self._options, self._inherited_tasks)
-                run_reaper(self._ends[1], inheritance)
+                run_reaper(
+                    self._ends[1], Inheritance(self._backend, self._options, self._inherited_tasks, _descriptors)
+                )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -160,8 +168,10 @@ class Session:
             self._receive(None)
             if self.lost:
                 raise self._failure or SandboxError(
-                    "start supervisor: its process ended meanwhile",
-                    remedy="see that the modules of preload can be imported, and stderr for who killed it",
+                    "preload modules: the interpreter ended meanwhile"
+                    if self._options.preload
+                    else "start supervisor: the reaper process ended meanwhile",
+                    remedy=PRELOAD_REMEDY if self._options.preload else "see stderr, or the journal, for who killed it",
                 )
 
     # --- orders -------------------------------------------------------------------------------------
@@ -232,12 +242,11 @@ class Session:
 
     def _send_orders(self, orders: list[Order]) -> None:
         large = self._orders[0][1]
-        memfds: deque[int] = deque()
         try:
-            descriptor = None if large is None else call.store(large, "gwsandbox-task", memfds)
-            self._send(channel.pack(orders, memfds, descriptor))
+            descriptor = None if large is None else call.store(large, "gwsandbox-task", self._memfds)
+            self._send(channel.pack(orders, self._memfds, descriptor))
         finally:
-            _close_all(memfds)
+            _close_all(self._memfds)
 
     def _send(self, packet: Packet) -> None:
         """Send a packet, waiting as long as the supervisor lives and takes nothing.
@@ -289,7 +298,9 @@ class Session:
 
     def _receive(self, seconds: float | None) -> None:
         """Wait for a packet, or for the death of the supervisor, and take what has come."""
-        self._settle()
+        if self._packets:  # of an interrupted call, or of tasks that came to nothing here
+            self._settle()
+            return
         if self.lost or self._epoll is None:
             self._report_lost()
             return
@@ -351,6 +362,8 @@ class Session:
             self._group = message.group
         elif isinstance(message, Ended):
             self._failure = message.error
+            if message.note:
+                self._failure.add_note(message.note)
 
     def _finish(self, number: int, received: channel.Received) -> None:
         if self._made is None:
@@ -430,12 +443,25 @@ class Session:
         self._reaper_status = statuses[0][1] if statuses else -1
 
     def _release(self) -> None:
-        """Close what is open, and leave it to be closed once."""
+        """Close what is open, each once."""
+        _sessions.discard(self)
+        _close_all(self._memfds)
         for end in self._ends:
             end.close()
         if self._epoll is not None:
             self._epoll.close()
         _close_all(self._pidfds)
+
+
+def _descriptors() -> set[int]:
+    """What belongs to the sessions of this process, those of other threads too, and must end with it."""
+    found: set[int] = set()
+    for session in list(_sessions):
+        found.update(end.fileno() for end in session._ends)
+        found.update((*session._pidfds, *session._memfds))
+        if session._epoll is not None and not session._epoll.closed:
+            found.add(session._epoll.fileno())
+    return found
 
 
 def _close_all(descriptors: deque[int]) -> None:
@@ -473,6 +499,7 @@ def _standard_descriptors_open() -> Iterator[None]:
         while not plugs or plugs[-1] <= 2:
             _store(plugs, os.open, os.devnull, os.O_RDWR)
             os.set_inheritable(plugs[-1], plugs[-1] <= 2)
+        os.close(plugs.pop())
         yield
     finally:
         _close_all(plugs)

@@ -98,9 +98,15 @@ class Started(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Reaper or supervisor to caller: the run cannot begin, or cannot go on; what was unfinished is lost."""
+    """Reaper or supervisor to caller: the run cannot begin, or cannot go on; what was unfinished is lost.
+
+    Args:
+        error: What failed.
+        note: Of the exception, such as a traceback; it does not travel with it.
+    """
 
     error: SandboxError
+    note: str = ""
 
 
 Message = Sequence[Order] | Report | Started | Ended

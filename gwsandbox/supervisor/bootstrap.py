@@ -29,6 +29,8 @@ from gwsandbox.supervisor.supervisor import Supervisor
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"cgroup": CgroupBackend, "rlimit": RlimitBackend}
 
+PRELOAD_REMEDY = "see that the caller could import it, or leave it out of preload"
+
 
 class Inheritance(NamedTuple):
     """What a fork of the caller brings along.
@@ -37,11 +39,13 @@ class Inheritance(NamedTuple):
         backend: How limits are held.
         options: Of the run.
         tasks: Those that were queued before the fork, by number.
+        callers: Lists the descriptors that the caller has for its runs, this one among them.
     """
 
     backend: Backend
     options: RunOptions
     tasks: Mapping[int, Task | Command]
+    callers: Callable[[], set[int]]
 
 
 def run_reaper(end: socket.socket, inheritance: Inheritance) -> NoReturn:
@@ -67,7 +71,9 @@ def run_reaper(end: socket.socket, inheritance: Inheritance) -> NoReturn:
 
 
 def _begin(end: socket.socket, inheritance: Inheritance) -> NoReturn:
-    backend, options, tasks = inheritance
+    backend, options, tasks, callers = inheritance
+    for fd in callers() - {end.fileno(), -1}:
+        os.close(fd)
     if not options.pass_through:
         os.setsid()  # the terminal's signals are the caller's business
         descriptors.close_lifelines({end.fileno()})
@@ -113,9 +119,9 @@ def serve(number: int) -> NoReturn:
     try:
         _preload(options.preload, caller)
     except SandboxError as error:
-        _say(end, Ended(error))
+        _say(end, Ended(error, "\n".join(error.__notes__)))
         os._exit(1)
-    run_reaper(end, Inheritance(BACKENDS[name](), options, {}))
+    run_reaper(end, Inheritance(BACKENDS[name](), options, {}, set))
 
 
 def _restore_environment(python_path: str | None) -> None:
@@ -140,8 +146,7 @@ def _preload(names: tuple[str, ...], caller: int) -> None:
             importlib.import_module(name)
         except BaseException as error:  # noqa: BLE001 - a module may raise what it likes, SystemExit too
             reason = traceback.format_exception_only(error)[-1].strip()
-            remedy = "see that the caller could import it, or leave it out of preload"
-            failure = SandboxError(f"preload modules: {reason}", value=name, remedy=remedy)
+            failure = SandboxError(f"preload modules: {reason}", value=name, remedy=PRELOAD_REMEDY)
             failure.add_note(traceback.format_exc())
             raise failure from None
     syscalls.outlive_parent()
