@@ -97,13 +97,13 @@ def test_a_file_that_cannot_be_written(group: str, folder: int) -> None:
 def test_no_room_for_a_run_group(group: str) -> None:
     put(group, "cgroup.max.descendants", "0")
     with pytest.raises(CgroupError, match=f"open run group: {group}/gwsandbox-") as caught:
-        CgroupBackend(DelegatedRoot(group, NEEDED)).prepare(os.getpid())
+        CgroupBackend(DelegatedRoot(group, NEEDED)).prepare()
     assert ends(caught.value, errno.EAGAIN)
 
 
 def test_no_room_for_a_leaf(group: str) -> None:
     backend = CgroupBackend(DelegatedRoot(group, NEEDED))
-    backend.prepare(os.getpid())
+    backend.prepare()
     put(group, "cgroup.max.descendants", "1")
     with pytest.raises(CgroupError, match=f"open leaf: {group}/gwsandbox-.*/task-1") as caught:
         backend.open(Limits(memory="1GiB"))
@@ -113,7 +113,7 @@ def test_no_room_for_a_leaf(group: str) -> None:
 
 def test_a_leaf_whose_limits_the_kernel_refuses_leaves_nothing(group: str) -> None:
     backend = CgroupBackend(DelegatedRoot(group, NEEDED))
-    backend.prepare(os.getpid())
+    backend.prepare()
     limits = Limits()
     object.__setattr__(limits, "pids", 8388608)  # which a user's would refuse
     before = os.listdir("/proc/self/fd")
@@ -126,7 +126,7 @@ def test_a_leaf_whose_limits_the_kernel_refuses_leaves_nothing(group: str) -> No
 
 def test_a_leaf_that_somebody_else_removed(group: str) -> None:
     backend = CgroupBackend(DelegatedRoot(group, NEEDED))
-    backend.prepare(os.getpid())
+    backend.prepare()
     leaf = backend.open(Limits())
     os.rmdir(leaf.path)
     with pytest.raises(CgroupError, match=f"remove leaf: {leaf.path}") as caught:

@@ -1,11 +1,14 @@
-"""The link between manager and supervisor: frames however they are cut, descriptors, peers that are gone."""
+"""The socket between caller and supervisor: packets that are whole or absent, descriptors, peers that are gone."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import resource
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,17 +16,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import MIB, examples
 
-from gwsandbox import Limits, Outcome
-from gwsandbox.ipc.channel import LOST, Channel, Order, Report
+from gwsandbox import Limits, Outcome, SandboxError
+from gwsandbox.ipc import channel
+from gwsandbox.ipc.channel import ANCILLARY, LOST, PACKET, Channel, Ended, Order, Received, Report, Sent, Started
+
+
+class Pair:
+    """The supervisor's channel, and the caller's bare end."""
+
+    def __init__(self) -> None:
+        self.end, supervisors = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel = Channel(supervisors)
+
+    def order(self, orders: Sequence[Order], fd: int | None = None) -> Sent:
+        memfds: deque[int] = deque(() if fd is None else (fd,))
+        sent = channel.send(self.end, channel.pack(orders, memfds, fd))
+        for memfd in memfds:
+            os.close(memfd)
+        return sent
+
+    def receive(self) -> Received:
+        """What the caller gets; the descriptor of a large pickle is closed, what came with the message is not."""
+        data, ancillary, flags, _ = self.end.recvmsg(PACKET, ANCILLARY, channel.RECEIVE_FLAGS)
+        found = channel.unpack(data, ancillary, flags)
+        for fd in set(channel.descriptors_of(ancillary)) - {found.descriptor}:
+            os.close(fd)
+        return found
+
+    def close(self) -> None:
+        self.end.close()
+        self.channel.close()
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Channel, Channel]]:
-    ends = socket.socketpair()
-    links = Channel(ends[0]), Channel(ends[1])
-    yield links
-    for link in links:
-        link.close()
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
 
 
 def report(number: int, payload: bytes = b"") -> Report:
@@ -42,192 +71,171 @@ def content(fd: int | None) -> bytes:
         return file.read()
 
 
-def receive(link: Channel, count: int) -> list[tuple[Any, int | None]]:
-    found: list[tuple[Any, int | None]] = []
-    while len(found) < count:
-        found += link.receive()
-    return found
+def test_orders_and_reports(pair: Pair) -> None:
+    orders = [Order(1, Limits(memory=5)), Order(2, Limits(), b"packed"), Order(3, Limits(), inherited=7)]
+    assert pair.order(orders) is Sent.DONE
+    assert pair.channel.receive() == orders
+    assert pair.channel.receive() is None
+    pair.channel.post(report(1, b"x"))
+    assert pair.channel.flush() is Sent.DONE
+    assert pair.receive() == (report(1, b"x"), None)
 
 
-def test_orders_and_reports(pair: tuple[Channel, Channel]) -> None:
-    one, other = pair
-    orders = [Order(1, Limits(memory=5)), Order(2, Limits(), b"packed")]
-    one.post(orders)
-    assert one.flush()
-    assert receive(other, 1) == [(orders, None)]
-    other.post(report(1, b"x"))
-    assert other.flush()
-    assert receive(one, 1) == [(report(1, b"x"), None)]
+def test_what_concerns_the_run(pair: Pair) -> None:
+    error = SandboxError("step", path="/path", value="value", errno=5, remedy="remedy")
+    for message in (Started("group"), Ended(error, "note")):
+        pair.channel.post(message)
+    assert pair.channel.flush() is Sent.DONE
+    assert pair.receive().message == Started("group")
+    ended = pair.receive().message
+    assert (str(ended.error), ended.note) == (str(error), "note")
 
 
-def test_nothing_is_sent_before_flush(pair: tuple[Channel, Channel]) -> None:
-    one, other = pair
-    other._socket.setblocking(False)
-    one.post(report(1))
-    assert one.waiting_bytes > 0
-    assert other.receive() == []
-    assert one.flush()
-    assert one.waiting_bytes == 0
-    assert len(other.receive()) == 1
-
-
-def test_each_descriptor_comes_with_its_own_frame(pair: tuple[Channel, Channel]) -> None:
-    one, other = pair
-    for number in range(20):
-        one.post(report(number), descriptor(b"%d" % number) if number % 3 else None)
-    assert one.waiting_descriptors == 13
-    assert one.flush()
-    assert one.waiting_descriptors == 0
-    for number, (message, fd) in enumerate(receive(other, 20)):
-        assert message.number == number
-        assert (content(fd) if number % 3 else fd) == (b"%d" % number if number % 3 else None)
-
-
-class Cutting:
-    """A socket that takes or gives few bytes at a time, as a busy one may."""
-
-    def __init__(self, real: socket.socket, sizes: Iterator[int]) -> None:
-        self._real = real
-        self._sizes = sizes
-
-    def send(self, data: Any) -> int:
-        return self._real.send(data[: next(self._sizes)])
-
-    def sendmsg(self, buffers: list[Any], rights: Any) -> int:
-        return self._real.sendmsg([buffers[0][: next(self._sizes)]], rights)
-
-    def recvmsg(self, size: int, *rest: int) -> Any:
-        return self._real.recvmsg(next(self._sizes), *rest)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
+def test_nothing_is_sent_before_flush(pair: Pair) -> None:
+    pair.channel.post(report(1))
+    assert pair.channel.waiting_bytes > 0
+    with pytest.raises(BlockingIOError):
+        pair.receive()
+    assert pair.channel.flush() is Sent.DONE
+    assert pair.channel.waiting_bytes == 0
+    assert pair.receive().message.number == 1
 
 
 @settings(max_examples=examples(60))
-@given(
-    st.lists(st.tuples(st.binary(max_size=300), st.booleans()), min_size=1, max_size=6),
-    st.lists(st.integers(1, 40), min_size=1, max_size=20),
-    st.lists(st.integers(1, 40), min_size=1, max_size=20),
-)
-def test_frames_cut_at_any_byte_arrive_whole_with_their_descriptors(
-    messages: list[tuple[bytes, bool]], sent: list[int], received: list[int]
-) -> None:
-    ends = socket.socketpair()
-    one = Channel(Cutting(ends[0], _cycle(sent)))  # type: ignore[arg-type]
-    other = Channel(Cutting(ends[1], _cycle(received)))  # type: ignore[arg-type]
-    for number, (payload, with_descriptor) in enumerate(messages):
-        one.post(report(number, payload), descriptor(payload) if with_descriptor else None)
-    ends[0].setblocking(False)
-    found: list[tuple[Any, int | None]] = []
-    while len(found) < len(messages):
-        one.flush()
-        found += other.receive()
-    for number, (message, fd) in enumerate(found):
-        payload, with_descriptor = messages[number]
-        assert (message.number, message.payload) == (number, payload)
-        assert (fd is not None) == with_descriptor
-        if fd is not None:
-            assert content(fd) == payload
-    one.close()
-    other.close()
+@given(st.lists(st.tuples(st.integers(0, 3 * PACKET), st.booleans()), min_size=1, max_size=6))
+def test_messages_of_any_size_arrive_whole_with_their_descriptors(messages: list[tuple[int, bool]]) -> None:
+    pair = Pair()
+    for number, (size, attached) in enumerate(messages, 1):
+        pair.channel.post(report(number, b"x" * size), descriptor(b"%d" % number) if attached else None)
+    while pair.channel.flush() is not Sent.DONE:
+        pass
+    for number, (size, attached) in enumerate(messages, 1):
+        message, fd = pair.receive()
+        assert message == report(number, b"x" * size)
+        assert (content(fd) if attached else fd) == (b"%d" % number if attached else None)
+    pair.close()
 
 
-def _cycle(sizes: list[int]) -> Iterator[int]:
-    while True:
-        yield from sizes
+def test_a_large_order_arrives_beside_its_descriptor(pair: Pair) -> None:
+    pair.order([Order(1, Limits(), b"x" * MIB)], descriptor(b"attached"))
+    orders = pair.channel.receive()
+    assert orders is not None
+    assert orders[0].work == b"x" * MIB
+    assert content(orders[0].descriptor) == b"attached"
 
 
-def test_what_a_full_socket_does_not_take_waits(pair: tuple[Channel, Channel]) -> None:
-    one, other = pair
-    one._socket.setblocking(False)
-    for number in range(8):
-        one.post(report(number, bytes(MIB)), descriptor(b"%d" % number))
-    found: list[tuple[Any, int | None]] = []
-    assert not one.flush()
-    assert 0 < one.waiting_bytes < 8 * 1.1 * MIB
-    while len(found) < 8:
-        found += other.receive()
-        one.flush()
-    assert one.waiting_bytes == 0
-    assert [content(fd) for _, fd in found] == [b"%d" % number for number in range(8)]
+def test_orders_that_are_sent_twice_arrive_once(pair: Pair) -> None:
+    """As a caller does that is interrupted between sending them and noting it."""
+    first, second, third = (Order(number, Limits()) for number in (1, 2, 3))
+    pair.order([first, second])
+    pair.order([first, second])
+    pair.order([second, third])
+    assert [pair.channel.receive() for _ in range(3)] == [[first, second], [], [third]]
+    pair.order([Order(4, Limits())], descriptor(b"a"))
+    pair.order([Order(4, Limits())], descriptor(b"b"))
+    orders = pair.channel.receive()
+    assert orders is not None
+    assert content(orders[0].descriptor) == b"a"
+    assert pair.channel.receive() == []  # and the second descriptor is closed: all tests look for it
 
 
-def test_the_end_of_the_other_side(pair: tuple[Channel, Channel]) -> None:
-    one, other = pair
-    one.post(report(1))
-    one.flush()
-    one.end_of_orders()
-    assert len(other.receive()) == 1
+def test_what_a_full_socket_does_not_take_waits(pair: Pair) -> None:
+    posted = 0
+    while pair.channel.flush() is Sent.DONE:
+        posted += 1
+        pair.channel.post(report(posted, bytes(PACKET // 2)), descriptor(b"%d" % posted))
+    assert pair.channel.flush() is Sent.FULL
+    assert pair.channel.waiting_bytes > 0
+    for number in range(1, posted + 1):
+        message, fd = pair.receive()
+        assert (message.number, content(fd)) == (number, b"%d" % number)
+        pair.channel.flush()
+    assert (pair.channel.waiting_bytes, pair.channel.waiting_descriptors) == (0, 0)
+
+
+@pytest.mark.parametrize("number", ["ENOBUFS", "ENOMEM", "ETOOMANYREFS", "EMFILE"])
+def test_what_the_kernel_refuses_for_now_is_kept(number: str, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        """A socket for whose message the kernel has no room."""
+
+        def sendmsg(self, *_: Any) -> int:
+            raise OSError(getattr(errno, number), "refused")
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    pair.channel.post(report(1))
+    real = pair.channel._socket
+    monkeypatch.setattr(pair.channel, "_socket", Refusing())
+    assert pair.channel.flush() is Sent.LATER
+    monkeypatch.setattr(pair.channel, "_socket", real)
+    assert pair.channel.flush() is Sent.DONE
+    assert pair.receive().message.number == 1
+
+
+def test_the_end_of_the_other_side(pair: Pair) -> None:
+    pair.order([Order(1, Limits())])
+    pair.end.shutdown(socket.SHUT_WR)
+    assert pair.channel.receive() == [Order(1, Limits())]
+    for _ in range(2):
+        with pytest.raises(EOFError):
+            pair.channel.receive()
+    pair.channel.post(report(2))  # the other direction still works
+    assert pair.channel.flush() is Sent.DONE
+    assert pair.receive().message.number == 2
+
+
+def test_a_peer_that_is_gone(pair: Pair) -> None:
+    pair.channel.post(report(2), descriptor(b""))
+    pair.end.close()
+    with pytest.raises(BrokenPipeError):
+        pair.channel.flush()
+    pair.channel.drop()
+    assert (pair.channel.waiting_bytes, pair.channel.waiting_descriptors) == (0, 0)
     with pytest.raises(EOFError):
-        other.receive()
-    other.post(report(2))  # the other direction still works
-    assert other.flush()
-    assert receive(one, 1)[0][0].number == 2
+        pair.channel.receive()
 
 
-def test_a_peer_that_is_gone(pair: tuple[Channel, Channel]) -> None:
-    one, other = pair
-    other.post(report(1))
-    other.flush()
-    one.post(report(2), descriptor(b""))
-    other.close()
-    with pytest.raises(OSError):  # of which kind depends on what is in the socket
-        while True:
-            one.flush()
-            one.post(report(3))
-    one.drop()
-    assert (one.waiting_bytes, one.waiting_descriptors) == (0, 0)
-    assert [message.number for message, _ in receive(one, 1)] == [1]
-    with pytest.raises(EOFError):
-        one.receive()
-    one.end_of_orders()  # says nothing about it
+def test_descriptors_that_were_not_sent_are_closed(pair: Pair) -> None:
+    before = os.listdir("/proc/self/fd")
+    pair.channel.post(report(1, bytes(2 * PACKET)), descriptor(b"never sent"))
+    pair.channel.drop()
+    assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_frame_that_ends_in_the_middle_is_no_message(pair: tuple[Channel, Channel]) -> None:
-    one, other = pair
-    one.post(report(1))
-    whole = bytes(one._outbox[0][0])
-    one.drop()
-    one._socket.sendall(whole + whole[:-1])
-    one._socket.shutdown(socket.SHUT_WR)
-    assert [message.number for message, _ in other.receive()] == [1]
-    with pytest.raises(EOFError):
-        other.receive()
-
-
-def test_descriptors_that_were_not_delivered_are_closed() -> None:
-    ends = socket.socketpair()
-    one, other = Channel(ends[0]), Channel(ends[1])
-    one.post(report(1), descriptor(b"never sent"))
-    one.close()
-    other.close()
-    ends = socket.socketpair()
-    one, other = Channel(ends[0]), Channel(ends[1])
-    one.post(report(1, bytes(1000)), descriptor(b"sent with half a frame"))
-    view, fd = one._outbox[0]
-    one._outbox[0] = (view[:100], fd)
-    one.flush()
-    assert other.receive() == []
-    one.close()
-    other.close()  # the fixture of all tests would find them
-
-
-def test_a_descriptor_that_does_not_fit_is_said_to_be_lost(pair: tuple[Channel, Channel]) -> None:
-    import resource
-
-    one, other = pair
-    one.post(report(1), descriptor(b"a"))
-    one.post(report(2), descriptor(b"b"))
-    one.flush()
+def test_a_descriptor_that_does_not_fit_is_said_to_be_lost(pair: Pair) -> None:
+    pair.channel.post(report(1), descriptor(b"a"))
+    pair.channel.post(report(2), descriptor(b"b"))
+    pair.channel.post(report(3, bytes(2 * PACKET)))
+    pair.channel.flush()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
-        ((first, lost),) = other.receive()
+        assert pair.receive() == (report(1), LOST)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert (first.number, lost) == (1, LOST)
-    ((second, fd),) = other.receive()
-    assert (second.number, content(fd)) == (2, b"b")
+    message, fd = pair.receive()
+    assert (message.number, content(fd)) == (2, b"b")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        data, ancillary, flags, _ = pair.end.recvmsg(PACKET, ANCILLARY, channel.RECEIVE_FLAGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert channel.unpack(data, ancillary, flags) == (None, LOST)
+    assert channel.number_of(data) == 3
+
+
+def test_a_report_that_finds_no_descriptor_says_so(pair: Pair) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        pair.channel.post(report(5, bytes(2 * PACKET)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    pair.channel.flush()
+    message = pair.receive().message
+    assert (message.number, message.outcome, message.payload) == (5, Outcome.SANDBOX_ERROR, b"")
+    assert message.detail == "send result: Too many open files [errno 24]; raise ulimit -n"
 
 
 def test_messages_are_plain_and_small() -> None:
