@@ -47,9 +47,14 @@ PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (RO
 LANGUAGES = ("python", "console")
 OTHER_LANGUAGES = ("text", "toml", "ini")
 
+_MAKES_ENVIRONMENT = "makes an environment of its own, from an index of packages"
 NOT_RUN = Counter(
     {
-        ("README.md", "makes an environment of its own, from an index of packages"): 2,
+        ("README.md", _MAKES_ENVIRONMENT): 2,
+        ("tests/README.md", _MAKES_ENVIRONMENT): 1,
+        ("tests/README.md", "boots a virtual machine"): 1,
+        (".github/CONTRIBUTING.md", _MAKES_ENVIRONMENT): 1,
+        (".github/CONTRIBUTING.md", "measures for minutes"): 1,
         ("systemd/README.md", "needs root and systemd"): 2,
     }
 )
@@ -369,6 +374,12 @@ def test_the_map_has_the_folders_in_the_order_of_their_imports() -> None:
     rows = table_below("gwsandbox/README.md", "The folders")
     listed = [re.findall(r"[\w/]+", row.replace(".py", "").replace("/", "")) for row in rows]
     assert [set(names) for names in listed] == FLOORS
+
+
+def test_the_suites_are_all_there() -> None:
+    tests = [path.relative_to(ROOT / "tests").parts for path in (ROOT / "tests").rglob("test_*.py")]
+    suites = {parts[0] if len(parts) == 1 else f"{parts[0]}/" for parts in tests}
+    assert set(table_below("tests/README.md", "The suites")) == suites
 
 
 def test_every_public_name_and_every_limit_is_in_the_readme() -> None:
