@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import features
 import pytest
+from _pytest.mark import ParameterSet
 from support import SLOW
 from test_house import FLOORS
 
@@ -151,7 +152,6 @@ def run_block(block: Block, others: list[Block], folder: Path) -> None:
             folder = ROOT
         else:
             assert need in features.PROBES, f"{block} needs {need}, which nothing provides"
-            features.need(need)
     (_run_python if block.language == "python" else _run_console)(block, folder)
 
 
@@ -234,7 +234,12 @@ def _compare(what: str, shown: str, output: str) -> None:
         assert any(re.fullmatch(pattern, other) for other in lines), f"{what}: prints no line {line!r}, but:\n{output}"
 
 
-@pytest.mark.parametrize("block", [one for one in BLOCKS if one.language in LANGUAGES and not one.not_run], ids=str)
+def _case(block: Block) -> ParameterSet:
+    marks = [getattr(pytest.mark, need) for need in block.needs if need in features.PROBES]
+    return pytest.param(block, marks=marks, id=str(block))
+
+
+@pytest.mark.parametrize("block", [_case(one) for one in BLOCKS if one.language in LANGUAGES and not one.not_run])
 def test_a_snippet_does_what_the_page_says(block: Block, tmp_path: Path) -> None:
     run_block(block, [other for other in BLOCKS if other.page == block.page], tmp_path)
 
