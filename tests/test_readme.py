@@ -33,7 +33,6 @@ from typing import NamedTuple
 
 import features
 import pytest
-from _pytest.mark import ParameterSet
 from support import SLOW
 from test_house import FLOORS
 
@@ -100,17 +99,9 @@ def _block(page: str, text: str, match: re.Match[str]) -> Block:
     line = text.count("\n", 0, match.start("text"))
     kind, _, value = (match["note"] or "").partition(": ")
     assert kind in {"", "needs", "file", "not run"}, f"{page}:{line}: a comment that declares nothing: {match['note']}"
-    printed = match["printed"] or ""
-    return Block(
-        page,
-        line,
-        match["language"],
-        match["text"],
-        printed,
-        needs=tuple(value.split(", ")) if kind == "needs" else (),
-        file=value if kind == "file" else "",
-        not_run=value if kind == "not run" else "",
-    )
+    needs = tuple(value.split(", ")) if kind == "needs" else ()
+    file, not_run = (value if kind == wanted else "" for wanted in ("file", "not run"))
+    return Block(page, line, match["language"], match["text"], match["printed"] or "", needs, file, not_run)
 
 
 def name_of(page: Path) -> str:
@@ -234,12 +225,16 @@ def _compare(what: str, shown: str, output: str) -> None:
         assert any(re.fullmatch(pattern, other) for other in lines), f"{what}: prints no line {line!r}, but:\n{output}"
 
 
-def _case(block: Block) -> ParameterSet:
-    marks = [getattr(pytest.mark, need) for need in block.needs if need in features.PROBES]
-    return pytest.param(block, marks=marks, id=str(block))
+CASES = [
+    pytest.param(
+        block, id=str(block), marks=[getattr(pytest.mark, need) for need in block.needs if need in features.PROBES]
+    )
+    for block in BLOCKS
+    if block.language in LANGUAGES and not block.not_run
+]
 
 
-@pytest.mark.parametrize("block", [_case(one) for one in BLOCKS if one.language in LANGUAGES and not one.not_run])
+@pytest.mark.parametrize("block", CASES)
 def test_a_snippet_does_what_the_page_says(block: Block, tmp_path: Path) -> None:
     run_block(block, [other for other in BLOCKS if other.page == block.page], tmp_path)
 
