@@ -21,7 +21,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -201,7 +200,6 @@ _PRELUDE = "exec 2>&1\n__mark() { local code=$?; printf '\\036%d\\036' $code; re
 
 def _run_console(block: Block, folder: Path) -> None:
     todo = steps(block)
-    assert shutil.which("gwsandbox", path=_environment()["PATH"]), "no gwsandbox beside this Python, nor on PATH"
     script = _PRELUDE + "".join(f"{step.command}\n__mark\n" for step in todo)
     done = _run("bash", "-c", script, folder=folder)
     parts = done.stdout.split(_MARK)
