@@ -31,7 +31,7 @@ from gwsandbox.model.result import Enforcement, Outcome, TaskResult, Usage
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.run import run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the one place: pyproject.toml reads it from here, and a test holds CHANGELOG.md against it
 
 __all__ = [
     "CgroupError",
