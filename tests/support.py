@@ -102,7 +102,10 @@ class Watched:
 
     def __init__(self, *pids: int) -> None:
         self.pids = pids
-        self._pidfds = {os.pidfd_open(pid): pid for pid in pids}
+        self._pidfds: dict[int, int] = {}
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                self._pidfds[os.pidfd_open(pid)] = pid
 
     def living_after(self, seconds: float) -> set[int]:
         """Those that have not ended when so much time has passed; empty as soon as all have."""

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.call import Call
-from gwsandbox.linux import syscalls
+from gwsandbox.linux import descriptors, syscalls
 from gwsandbox.model.errors import GuestSetupError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.verdict import Delivery
@@ -166,7 +166,7 @@ def set_default_signals(*, programs: bool) -> None:
 
 def _inherited() -> Iterator[int]:
     """Descriptors of this process past the first three that a program would get."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
+    for fd in descriptors.open_descriptors():
         with contextlib.suppress(OSError):  # the one that lists them is closed again
             if fd > 2 and os.get_inheritable(fd):
                 yield fd

@@ -64,24 +64,39 @@ def run_zygote(
         be_subreaper: Whether a guest's orphans are to stay below it.
     """
     try:
-        syscalls.die_with_parent()
-        setup = child.Setup(control.fileno(), options, be_subreaper=be_subreaper)
-        child.reset_inherited_state(keep_ignored=options.pass_through)
-        if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
-            syscalls.unblock_signals()
-        for number, limit in limits.items():
-            resource.setrlimit(number, limit)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
-        _raise_oom_score()
-        child.warm_up()
-        gc.freeze()  # or a guest's first collection would write to every page that it shares with us
-        if options.collect_garbage:
-            gc.enable()
+        setup = _get_ready(control, options, limits, be_subreaper=be_subreaper)
         _serve(control, inherited_tasks, setup)
-    except BaseException:  # noqa: BLE001 - a bug of ours: said where people look; the supervisor sees the end
+    except Exception as error:  # noqa: BLE001 - whatever it is, each task is to hear of it
         traceback.print_exc()
+        _refuse_all(control, errno_of(error) or errno.EIO)
     finally:
         os._exit(1)
+
+
+def _get_ready(
+    control: socket.socket, options: RunOptions, limits: Mapping[int, tuple[int, int]], *, be_subreaper: bool
+) -> child.Setup:
+    """Do once what every guest would have to do."""
+    syscalls.die_with_parent()
+    setup = child.Setup(control.fileno(), options, be_subreaper=be_subreaper)
+    child.reset_inherited_state(keep_ignored=options.pass_through)
+    if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
+        syscalls.unblock_signals()
+    for number, limit in limits.items():
+        resource.setrlimit(number, limit)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
+    _raise_oom_score()
+    child.warm_up()
+    gc.freeze()  # or a guest's first collection would write to every page that it shares with us
+    if options.collect_garbage:
+        gc.enable()
+    return setup
+
+
+def _refuse_all(control: socket.socket, number: int) -> None:
+    """Answer every request with an errno: there is no use in another zygote, which would fail as this one did."""
+    while control.recv(1):
+        control.send(ANSWER.pack(-number))
 
 
 def _raise_oom_score() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import socket
 import stat
 import struct
@@ -13,6 +14,7 @@ from collections.abc import Collection
 from gwsandbox.linux import syscalls
 
 _LAST = 2**31 - 1
+_MOST_PROBED = 65536  # descriptors, one by one, where no /proc lists them
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -38,7 +40,18 @@ def _close_range(first: int, last: int) -> None:
 
 def open_descriptors() -> list[int]:
     """The descriptors of this process; that of the folder which lists them is among them, and closed again."""
-    return list(map(int, os.listdir("/proc/self/fd")))
+    try:
+        return list(map(int, os.listdir("/proc/self/fd")))
+    except OSError:  # no /proc, or no descriptor to open it with
+        most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_PROBED)
+        return [fd for fd in range(most) if _is_open(fd)]
+
+
+def _is_open(fd: int) -> bool:
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+        return True
+    return False
 
 
 def close_lifelines(kept: Collection[int]) -> None:
@@ -48,10 +61,7 @@ def close_lifelines(kept: Collection[int]) -> None:
     pipe, the peer of a connection. A copy in a process that lives longer than the caller's use of it would keep
     them waiting. A pipe of which both ends are here is the caller's own business, and guests may be meant to use it.
     """
-    try:
-        found = [fd for fd in open_descriptors() if fd > 2 and fd not in kept]
-    except OSError:  # no /proc: nothing tells which there are
-        return
+    found = [fd for fd in open_descriptors() if fd > 2 and fd not in kept]
     pipes: dict[int, dict[int, set[int]]] = {}
     for fd in found:
         with contextlib.suppress(OSError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import signal
 import time
 from collections import deque
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from gwsandbox.backends.base import Counters, Sandbox
 from gwsandbox.ipc import record
 from gwsandbox.ipc.channel import Order, Report
+from gwsandbox.linux.errnos import errno_of
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.verdict import Delivery, Evidence, Reason, explain, judge
@@ -88,11 +91,13 @@ class Attempt:
 
     def is_cleared(self) -> bool:
         """Take away what is left of an attempt that comes to nothing; whether all of it is gone. Never waits."""
-        self.kill()
+        self.kill_guest()
         if self.pid and not self.dead:
             self.dead = os.waitpid(self.pid, os.WNOHANG)[0] != 0
-            if not self.dead:
-                return False
+        self.kill()
+        if self.pid and not self.dead:
+            return False
+        self.dead = True
         if self.sandbox.remaining() is not None:
             return False
         self.sandbox.close()
@@ -102,6 +107,12 @@ class Attempt:
         """The zygote has been asked for the guest, so it has what it needs of us."""
         while self.sending:
             os.close(self.sending.popleft())
+
+    def has_begun(self) -> bool:
+        """Whether the guest has taken the start event, after which only the task itself writes a record."""
+        poll = select.poll()
+        poll.register(self.start_event, select.POLLIN)
+        return not poll.poll(0)
 
     def born(self) -> None:
         """The guest exists, and has all that came with the order."""
@@ -141,6 +152,8 @@ def report(
     That is its result descriptor, or one with what a program wrote, which is the caller's to close.
     """
     delivery, payload_bytes, is_whole = record.inspect(attempt.result)
+    if delivery is Delivery.STEP_FAILED and attempt.has_begun():
+        delivery, payload_bytes, is_whole = Delivery.NOTHING, b"", True  # no step of ours, but the task, wrote that
     evidence = Evidence(
         exit_code=exit_code,
         delivery=delivery,
@@ -178,8 +191,23 @@ def report(
     return made, large
 
 
+_REMEDIES = {
+    errno.EMFILE: "raise ulimit -n",
+    errno.ENFILE: "raise fs.file-max",
+    errno.EAGAIN: "see ulimit -u and the cgroup's pids.max",
+    errno.ENOMEM: "run fewer tasks at a time, or give this process more memory",
+}
+
+
 def failure(order: Order, error: Exception) -> Report:
     """A failure of ours, as the task's report."""
     if not isinstance(error, SandboxError):
-        error = SandboxError("start guest", value=f"{type(error).__name__}: {error}")
+        number, path = errno_of(error), getattr(error, "filename", None)
+        error = SandboxError(
+            "supervise guest",
+            path=str(path or ""),
+            value="" if number else f"{type(error).__name__}: {error}",
+            errno=number,
+            remedy=_REMEDIES.get(number, ""),
+        )
     return Report(order.number, Outcome.SANDBOX_ERROR, str(error), error=error)

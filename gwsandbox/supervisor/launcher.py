@@ -16,6 +16,7 @@ from gwsandbox.ipc import call, record
 from gwsandbox.ipc.birth import LARGEST_WORK
 from gwsandbox.ipc.channel import Order, Packet, Sent
 from gwsandbox.ipc.output_store import OutputStore
+from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
@@ -310,7 +311,9 @@ class Launcher:
                 raise SandboxError("fork guest", errno=-pid, remedy=remedy)  # noqa: TRY301 - as the others
             attempt.pid = pid
             attempt.pidfd = self._reserve.use(functools.partial(os.pidfd_open, pid))
-            self._confine(attempt)
+            for pipe in attempt.outputs:
+                pipe.started()
+            self._reserve.use(functools.partial(self._confine, attempt))
         except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
             attempt.order = order._replace(descriptor=None)
             self.abandon(attempt)
@@ -319,10 +322,9 @@ class Launcher:
         attempt.born()
         self.ready.append(attempt)
 
-    def _confine(self, attempt: Attempt) -> None:
+    @staticmethod
+    def _confine(attempt: Attempt) -> None:
         """Do what can be done from outside to a guest that waits."""
-        for pipe in attempt.outputs:
-            pipe.started()
         attempt.sandbox.started(attempt.pid, keeps_memory=not attempt.is_command)
         limit_resources(attempt.pid, attempt.requested)
 
@@ -342,8 +344,8 @@ class Launcher:
                 gone = self._reserve.use(attempt.is_cleared)
             except ChildProcessError:
                 attempt.dead, gone = True, False
-            except Exception:  # noqa: BLE001 - tried again, and at the end of the run the backend removes all
-                gone = False
+            except Exception as error:  # noqa: BLE001 - at the end of the run the backend removes all
+                gone = attempt.dead and not is_not_now(error)
             if not gone:
                 left.append(attempt)
         self.abandoned = left

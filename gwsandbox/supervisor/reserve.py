@@ -12,7 +12,7 @@ from gwsandbox.linux.errnos import errno_of
 
 T = TypeVar("T")
 
-_KEPT_BACK = 16  # descriptors
+_KEPT_BACK = 16  # descriptors; where the hard limit is low, an eighth of it
 
 
 class Reserve:
@@ -23,6 +23,7 @@ class Reserve:
 
     Attributes:
         inherited_limits: The caller's RLIMIT_NOFILE and RLIMIT_FSIZE as they were, for guests to get back.
+        descriptors: How many this process may have open for what is ordinary.
     """
 
     def __init__(self) -> None:
@@ -33,10 +34,10 @@ class Reserve:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         self._restore()
 
-    @staticmethod
-    def _restore() -> None:
+    def _restore(self) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - _KEPT_BACK, hard // 2), hard))
+        self.descriptors = hard - min(_KEPT_BACK, hard // 8)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, hard))
 
     def use(self, function: Callable[[], T]) -> T:
         """Call ``function``; and once more with the reserve where it finds no descriptor."""
@@ -45,6 +46,10 @@ class Reserve:
         except Exception as error:
             if errno_of(error) != errno.EMFILE:
                 raise
+        return self.use_at_once(function)
+
+    def use_at_once(self, function: Callable[[], T]) -> T:
+        """Call ``function`` with the reserve: for what cannot be tried twice."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         try:

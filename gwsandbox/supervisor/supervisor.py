@@ -82,6 +82,8 @@ _UNREAD_DESCRIPTORS = 32
 
 # Orders whose task came as a descriptor, past which no more are received: descriptors are needed for guests.
 _ORDERS_WITH_DESCRIPTORS = 4
+_FEW_DESCRIPTORS = 256
+_DESCRIPTORS_PER_ORDER = 16  # where this process may have few, one such order for so many of them
 
 # Guests that are ready, or being born, beyond the free slots: so many that a slot is never idle.
 _AHEAD = 1
@@ -219,14 +221,20 @@ class Supervisor:
     def _receive_orders(self) -> None:
         """Take what the caller asks for, as long as there is room for the descriptors that come along."""
         try:
-            while self._may_receive() and (orders := self._channel.receive()) is not None:
+            while self._may_receive() and (orders := self._receive_packet()) is not None:
                 self._orders.extend(orders)
         except EOFError:
             self._close_down()
 
+    def _receive_packet(self) -> list[Order] | None:
+        if self._reserve.descriptors >= _FEW_DESCRIPTORS:
+            return self._channel.receive()
+        return self._reserve.use_at_once(self._channel.receive)  # a descriptor that finds no place is lost for good
+
     def _may_receive(self) -> bool:
         held = sum(order.descriptor is not None for order in self._orders)
-        return not self._closing and held < _ORDERS_WITH_DESCRIPTORS
+        most = min(_ORDERS_WITH_DESCRIPTORS, 1 + self._reserve.descriptors // _DESCRIPTORS_PER_ORDER)
+        return not self._closing and held < most
 
     def _update_channel(self) -> None:
         """Send what is waiting, and be woken for what the socket does not take."""
@@ -281,7 +289,7 @@ class Supervisor:
     def _refuse(self, order: Order, error: Exception) -> None:
         """An order cannot be started: it waits where others may give back what is wanting, else its task fails."""
         if is_not_now(error) and not self._closing:
-            self._throttle.shrink(self._alive(), time.monotonic())
+            self._throttle.shrink(len(self._attempts) + len(self._launcher.ready), time.monotonic())
             if not self._throttle.is_hopeless:
                 self._requeue(order)
                 return
@@ -345,8 +353,6 @@ class Supervisor:
         attempt.next_check = None if first is None else attempt.started + first
         if not self._closing:  # else it is about to be killed, and shall have done nothing
             os.eventfd_write(attempt.start_event, 1)
-        fd, attempt.start_event = attempt.start_event, -1
-        os.close(fd)
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
         if self._closing:

@@ -19,15 +19,15 @@ class Throttle:
         self.next_change: float | None = None
         self._failures = 0
 
-    def shrink(self, alive: int, now: float) -> None:
-        """The kernel refused to let one more guest live beside ``alive`` others. Moments are monotonic, in seconds."""
-        self.allowed = max(1, min(self._most, alive))
+    def shrink(self, working: int, now: float) -> None:
+        """The kernel refused to let one more guest live beside ``working`` others, at the monotonic moment ``now``."""
+        self.allowed = max(1, min(self._most, working))
         self.next_change = now + _PAUSE
-        self._failures = 0 if alive else self._failures + 1
+        self._failures = 0 if working else self._failures + 1
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the kernel has refused for long, while nothing was alive that could give something back."""
+        """Whether the kernel has refused for long, while no guest was at work that could give something back."""
         return self._failures >= _TRIES
 
     def is_paused(self, now: float) -> bool:
