@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import os
 import pickle
@@ -144,9 +145,8 @@ class Session:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             _store(self._reapers, os.fork)
             if self._reapers[0] == 0:
-                run_reaper(
-                    self._ends[1], Inheritance(self._backend, self._options, self._inherited_tasks, _descriptors)
-                )
+                callers = functools.partial(_descriptors, self._options.caller)
+                run_reaper(self._ends[1], Inheritance(self._backend, self._options, self._inherited_tasks, callers))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -453,10 +453,13 @@ class Session:
         _close_all(self._pidfds)
 
 
-def _descriptors() -> set[int]:
-    """What belongs to the sessions of this process, those of other threads too, and must end with it."""
+def _descriptors(caller: int) -> set[int]:
+    """What belongs to the sessions of a process, those of its other threads too, and must end with it.
+
+    A fork of it knows them as well, but there the numbers may have come to mean something else.
+    """
     found: set[int] = set()
-    for session in list(_sessions):
+    for session in [session for session in _sessions if session._options.caller == caller]:
         found.update(end.fileno() for end in session._ends)
         found.update((*session._pidfds, *session._memfds))
         if session._epoll is not None and not session._epoll.closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -73,7 +74,8 @@ def run_reaper(end: socket.socket, inheritance: Inheritance) -> NoReturn:
 def _begin(end: socket.socket, inheritance: Inheritance) -> NoReturn:
     backend, options, tasks, callers = inheritance
     for fd in callers() - {end.fileno(), -1}:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # another thread of the caller has closed it just now
+            os.close(fd)
     if not options.pass_through:
         os.setsid()  # the terminal's signals are the caller's business
         descriptors.close_lifelines({end.fileno()})
