@@ -149,9 +149,9 @@ class ProcessManager:
         Those come from ``as_completed`` or, when the block is left, in ``task_results``. Iterables given to
         ``queue_tasks`` are not drawn from any more.
         """
-        submitted = 0 if self._session is None else self._session.last_number
+        submitted = set() if self._session is None else self._session.submitted()
         waiting = [*self._drawn, *(entry for entry in self._queue if isinstance(entry, tuple))]
-        cancelled = [_cancelled(task) for number, task in waiting if number != submitted]
+        cancelled = [_cancelled(task) for number, task in waiting if number not in submitted]
         ready = deque((*self._ready, *cancelled))
         # No call between the three: either all of them happen or none.
         self._ready, self._queue, self._drawn = ready, deque(), deque()

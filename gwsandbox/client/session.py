@@ -8,6 +8,7 @@ next one. ``close`` can be called in every state, and again where it was interru
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import functools
@@ -23,7 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import starmap
+from itertools import chain, starmap
 from typing import Any
 
 from gwsandbox.backends.base import Backend
@@ -89,11 +90,11 @@ class Session:
         self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled())
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
         self.results: deque[TaskResult] = deque() if results is None else results
-        self._unfinished: dict[int, Task | Command] = {}
+        self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order
         self._orders: deque[tuple[Order, bytes | None]] = deque()
         self._next_order = 1
         self.last_number = 0
-        self._ends: deque[socket.socket] = deque()
+        self._ends: deque[_socket.socket] = deque()
         self._reapers: deque[int] = deque()
         self._pidfds: deque[int] = deque()  # of the reaper, then of the supervisor
         self._memfds: deque[int] = deque()  # on their way to the supervisor
@@ -116,7 +117,8 @@ class Session:
         """
         try:
             with _standard_descriptors_open():
-                self._ends.extend(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                pairs = starmap(_socket.socketpair, ((socket.AF_UNIX, socket.SOCK_SEQPACKET),))
+                self._ends.extend(chain.from_iterable(pairs))
                 if self._options.start_method == "fork":
                     self._fork()
                 else:
@@ -151,16 +153,13 @@ class Session:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _spawn(self) -> None:
-        import subprocess  # noqa: PLC0415 - it imports threading, which every later fork pays for
-
+        """Start a clean interpreter. Not by ``subprocess``, which may be interrupted when it knows the pid alone."""
         end = self._ends[1].fileno()
-        process = subprocess.Popen(
-            [sys.executable, "-c", _FORKSERVER, str(end)],
-            pass_fds=(end,),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        process.returncode = 0  # it is reaped by us: Popen would wait for it and warn
-        self._reapers.append(process.pid)
+        arguments = [sys.executable, "-c", _FORKSERVER, str(end)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        keep_end = [(os.POSIX_SPAWN_DUP2, end, end)]
+        spawn = functools.partial(os.posix_spawn, file_actions=keep_end, setsigmask=())
+        _store(self._reapers, spawn, sys.executable, arguments, environment)
 
     def _await_start(self) -> None:
         """Wait until the backend is ready and modules are preloaded: here a mistake is said once, not by each task."""
@@ -191,7 +190,6 @@ class Session:
         ``last_number`` is ``number`` from then on: who is interrupted knows by it whether this was done.
         """
         order = self._next_order
-        self._unfinished[order] = task
         limits = self._options.limits.overridden_by(task.limits)
         if number in self._inherited_tasks:
             self._orders.append((Order(order, limits, inherited=number), None))
@@ -203,7 +201,12 @@ class Session:
             else:
                 large = work if isinstance(work, bytes) and len(work) > LARGEST_WORK else None
                 self._orders.append((Order(order, limits, None if large else work), large))
+        self._unfinished[order] = number, task
         self._next_order, self.last_number = order + 1, number
+
+    def submitted(self) -> set[int]:
+        """The numbers of the tasks that were submitted and have no result yet, and of the last one in any case."""
+        return {self.last_number, *(number for number, _ in self._unfinished.values())}
 
     def _pack(self, task: Task | Command) -> bytes | Command:
         if isinstance(task, Command):
@@ -368,7 +371,7 @@ class Session:
     def _finish(self, number: int, received: channel.Received) -> None:
         if self._made is None:
             report = received.message or _lost_report(number)
-            self._made = make_result(self._unfinished[number], report, received.descriptor, self._options)
+            self._made = make_result(self._unfinished[number][1], report, received.descriptor, self._options)
         if not self.results or self.results[-1] is not self._made:
             self.results.append(self._made)
         self._unfinished.pop(number, None)

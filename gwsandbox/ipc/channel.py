@@ -8,6 +8,7 @@ of its orders. A pickle that is larger than a packet travels in a memfd.
 
 from __future__ import annotations
 
+import _socket
 import array
 import enum
 import errno
@@ -218,7 +219,7 @@ class Sent(enum.Enum):
     """The kernel has no memory or no place for descriptors in flight now; no event tells when it has."""
 
 
-def send(end: socket.socket, packet: Packet) -> Sent:
+def send(end: _socket.socket, packet: Packet) -> Sent:
     """Send a packet without waiting.
 
     Raises:
@@ -246,7 +247,7 @@ def _why_not_sent(error: OSError) -> Sent:
 class Channel:
     """The supervisor's end of the socket, with an outbox. It never blocks: ``post``, and then ``flush``."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: _socket.socket) -> None:
         self._socket = end
         self._outbox: deque[tuple[Packet, deque[int]]] = deque()
         self._last_order = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import functools
 import gc
@@ -9,7 +10,6 @@ import importlib
 import os
 import pickle
 import signal
-import socket
 import sys
 import traceback
 from collections import deque
@@ -49,7 +49,7 @@ class Inheritance(NamedTuple):
     callers: Callable[[], set[int]]
 
 
-def run_reaper(end: socket.socket, inheritance: Inheritance) -> NoReturn:
+def run_reaper(end: _socket.socket, inheritance: Inheritance) -> NoReturn:
     """In a child of the caller: get the backend ready, then watch over a supervisor.
 
     Args:
@@ -71,7 +71,7 @@ def run_reaper(end: socket.socket, inheritance: Inheritance) -> NoReturn:
         os._exit(1)
 
 
-def _begin(end: socket.socket, inheritance: Inheritance) -> NoReturn:
+def _begin(end: _socket.socket, inheritance: Inheritance) -> NoReturn:
     backend, options, tasks, callers = inheritance
     for fd in callers() - {end.fileno(), -1}:
         with contextlib.suppress(OSError):  # another thread of the caller has closed it just now
@@ -83,7 +83,7 @@ def _begin(end: socket.socket, inheritance: Inheritance) -> NoReturn:
     watch_over(backend, functools.partial(_supervise, end, backend, options, tasks), end, group)
 
 
-def _say(end: socket.socket, message: Message) -> None:
+def _say(end: _socket.socket, message: Message) -> None:
     """The last message: sent if it can be, and not waited for."""
     try:
         send(end, pack(message, deque()))
@@ -91,7 +91,7 @@ def _say(end: socket.socket, message: Message) -> None:
         return  # nobody is there to hear it
 
 
-def _supervise(end: socket.socket, backend: Backend, options: RunOptions, tasks: Mapping[int, Task | Command]) -> None:
+def _supervise(end: _socket.socket, backend: Backend, options: RunOptions, tasks: Mapping[int, Task | Command]) -> None:
     channel = Channel(end)
     try:
         Supervisor(channel, backend, options, tasks).run()
@@ -111,7 +111,8 @@ def serve(number: int) -> NoReturn:
         number: Of the descriptor that is the supervisor's end of the socket.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    end = socket.socket(fileno=number)
+    descriptors.close_all_but({0, 1, 2, number})
+    end = _socket.socket(fileno=number)
     os.set_inheritable(number, False)
     data = end.recv(PACKET)
     if not data:

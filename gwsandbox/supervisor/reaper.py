@@ -7,9 +7,9 @@ through its cgroups, and as the subreaper that its orphans are handed to.
 
 from __future__ import annotations
 
+import _socket
 import os
 import signal
-import socket
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from gwsandbox.linux import descriptors, procfs, syscalls
 from gwsandbox.model.errors import SandboxError
 
 
-def watch_over(backend: Backend, supervise: Callable[[], None], end: socket.socket, group: str) -> NoReturn:
+def watch_over(backend: Backend, supervise: Callable[[], None], end: _socket.socket, group: str) -> NoReturn:
     """Become the reaper of a supervisor, which runs ``supervise``. Every signal is blocked in both.
 
     Args:
@@ -64,7 +64,7 @@ def watch_over(backend: Backend, supervise: Callable[[], None], end: socket.sock
         os._exit(code)
 
 
-def _say_started(end: socket.socket, pid: int, group: str) -> None:
+def _say_started(end: _socket.socket, pid: int, group: str) -> None:
     """Send the caller a pidfd of the supervisor. It can do without, so nothing is waited for."""
     try:
         pidfd = os.pidfd_open(pid)
