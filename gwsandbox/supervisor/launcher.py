@@ -29,7 +29,7 @@ from gwsandbox.supervisor.zygote_process import ZygoteProcess
 _BIRTH_SECONDS = 0.5  # after which the zygote is continued, in case somebody has stopped it
 _BIRTH_LIMIT = 20.0  # seconds after which a zygote that answers nothing is killed
 _LATER_SECONDS = 0.02  # until a request is tried again that the kernel has no memory for
-_CLEAR_SECONDS = 0.05  # until what is left of an attempt is looked at again
+_CLEAR_SECONDS = 0.002, 0.5  # until what is left of an attempt is looked at again: at first, and at the most
 _LOST_IN_A_ROW = 3  # zygotes that die one after the other before what they were to fork is given up
 
 
@@ -73,6 +73,7 @@ class Launcher:
         self._next_wake: float | None = None
         self._birth_deadline = 0.0
         self._next_clearing: float | None = None
+        self._clear_after = _CLEAR_SECONDS[0]
         self._waits_for_room = False
 
     def __len__(self) -> int:
@@ -249,7 +250,7 @@ class Launcher:
             start_event = os.eventfd(0, os.EFD_CLOEXEC)
             undo.callback(os.close, start_event)
             requested = order.limits.requested()
-            if "file_size" in requested:
+            if "file_size" in requested or self._reserve.limits_file_size:
                 record.make_room(result)
             attempt = Attempt(order, isinstance(task, Command), sandbox, result, start_event, [], requested)
             undo.callback(attempt.asked)
@@ -334,6 +335,7 @@ class Launcher:
         """End an attempt of which nothing is wanted any more, in the middle of whatever it was doing."""
         attempt.close_all()
         self.abandoned.append(attempt)
+        self._clear_after = _CLEAR_SECONDS[0]
         self._clear()
 
     def _clear(self) -> None:
@@ -349,7 +351,8 @@ class Launcher:
             if not gone:
                 left.append(attempt)
         self.abandoned = left
-        self._next_clearing = time.monotonic() + _CLEAR_SECONDS if left else None
+        self._next_clearing = time.monotonic() + self._clear_after if left else None
+        self._clear_after = min(self._clear_after * 2, _CLEAR_SECONDS[1])
 
 
 def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPipe]:

@@ -23,6 +23,7 @@ class Reserve:
 
     Attributes:
         inherited_limits: The caller's RLIMIT_NOFILE and RLIMIT_FSIZE as they were, for guests to get back.
+        limits_file_size: Whether guests get a limit on the size of files from the caller.
         descriptors: How many this process may have open for what is ordinary.
     """
 
@@ -30,7 +31,8 @@ class Reserve:
         """Raise this process's soft limits: each guest takes up to ten descriptors, and 1024 is a usual soft limit."""
         numbers = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
         self.inherited_limits = {number: resource.getrlimit(number) for number in numbers}
-        _, most = self.inherited_limits[resource.RLIMIT_FSIZE]
+        own, most = self.inherited_limits[resource.RLIMIT_FSIZE]
+        self.limits_file_size = own != resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         self._restore()
 

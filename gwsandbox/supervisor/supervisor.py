@@ -168,8 +168,8 @@ class Supervisor:
     def _clear_up(self) -> None:
         deadline = time.monotonic() + _CLEAR_SECONDS
         while self._launcher.abandoned and time.monotonic() < deadline:
-            self._launcher.look(time.monotonic())
             self._loop.turn(self._seconds_to_wait())
+            self._launcher.look(time.monotonic())
         self._launcher.close()
         # First all cgroups, then the end of the socket: who reads that finds nothing left.
         self._backend.destroy()
@@ -177,7 +177,7 @@ class Supervisor:
 
     def _seconds_to_wait(self) -> float | None:
         moments = [self._launcher.next_look, self._resend_at]
-        if self._orders or self._throttle.next_change is not None:
+        if self._orders:
             moments.append(self._throttle.next_change)
         for attempt in self._attempts.values():
             moments += attempt.deadline, attempt.next_check
@@ -332,7 +332,7 @@ class Supervisor:
     def _wants_guest(self) -> bool:
         if self._await_births or self._launcher.is_blocked or self._is_clogged():
             return False
-        if self._throttle.is_paused(time.monotonic()) or self._alive() >= self._throttle.allowed:
+        if self._throttle.is_paused or self._alive() >= self._throttle.allowed:
             return False
         return len(self._attempts) + len(self._launcher) < self._options.max_workers + _AHEAD
 
@@ -439,7 +439,7 @@ class Supervisor:
     def _await_emptiness(self, attempt: Attempt) -> Steps:
         """Kill what the guest's first process left, until nothing lives in the sandbox any more."""
         while True:
-            while self._backend.awaits_births():
+            while self._reserve.use(self._backend.awaits_births):
                 self._launcher.take_answers()
                 if self._launcher.has_births():
                     yield None
