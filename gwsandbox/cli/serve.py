@@ -6,19 +6,22 @@ import sqlite3
 
 from gwsandbox.cli.messages import OWN_FAILURE, say
 from gwsandbox.model.errors import SandboxError
-from gwsandbox.service.config import config as configuration
+from gwsandbox.service.config.reader import ConfigError, read_config
 
 
 def serve_spool(path: str, *, check: bool) -> int:
-    """Serve until a signal says to stop; the exit code.
+    """Serve until a signal says to stop.
 
     Args:
-        path: Of the configuration file.
+        path: Path of the configuration file.
         check: Only read the configuration.
+
+    Returns:
+        The exit code.
     """
     try:
-        config = configuration.read(path)
-    except configuration.ConfigError as error:
+        config = read_config(path)
+    except ConfigError as error:
         for mistake in error.mistakes:
             say(mistake, prefix="gwsandbox serve: ")
         return OWN_FAILURE

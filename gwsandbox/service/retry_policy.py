@@ -1,29 +1,24 @@
-"""What becomes of a file after an attempt: ``conclude`` says how it ended, ``decide`` what follows."""
+"""What becomes of a file after an attempt, and the report on it. Pure functions over ``FinishedAttempt``."""
 
 from __future__ import annotations
 
 import enum
-import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from gwsandbox.model.result import Outcome, TaskResult
+from gwsandbox.model.result import Outcome
 from gwsandbox.model.serialise import as_object
-from gwsandbox.model.task import CommandOutput
-from gwsandbox.model.text import shown
-from gwsandbox.service.call import failure_of
-from gwsandbox.service.config.config import Config
-from gwsandbox.service.spool.job_database import Ending
+from gwsandbox.service.config.config import ServiceConfig
+from gwsandbox.service.finished_attempt import FinishedAttempt
 
 INTERRUPTED = "INTERRUPTED"
 """The service ended while the attempt ran."""
 REFUSED = "REFUSED"
-"""The file is none that a guest may be given."""
+"""The service does not give such a file to a guest."""
 
 _OURS = (INTERRUPTED, Outcome.SANDBOX_ERROR.name)
 _NOT_COUNTED = frozenset({*_OURS, Outcome.CANCELLED.name, REFUSED})
-_LONGEST_DETAIL = 2000
 
 
 class Fate(enum.Enum):
@@ -35,21 +30,21 @@ class Fate(enum.Enum):
     GIVE_BACK = enum.auto()
 
 
-def decide(outcome: str, before: Counter[str], config: Config, *, is_stopping: bool = False) -> Fate:
-    """What becomes of a file.
+def decide(attempt: FinishedAttempt, config: ServiceConfig, *, is_stopping: bool = False) -> Fate:
+    """Decide what becomes of the file of an attempt.
 
     Args:
-        outcome: Of the attempt that ended now.
-        before: How often each outcome ended the earlier ones.
-        config: How often it may be tried.
-        is_stopping: The service is to stop: who kills it may have killed the guest too.
+        attempt: The attempt and the job's history.
+        config: How often a file may be tried.
+        is_stopping: The service is stopping: whoever kills it may have killed the guest too.
     """
+    outcome, before = attempt.end.outcome, Counter(attempt.earlier)
     if outcome == Outcome.SUCCEEDED.name:
         return Fate.PUBLISH
     if outcome == Outcome.CANCELLED.name or (is_stopping and outcome == Outcome.KILLED.name):
         return Fate.GIVE_BACK
     if outcome in _OURS:
-        # It may be the file's doing: a guest can take its supervisor, or the whole service, with it.
+        # The file may be the cause: a guest can end its supervisor, or the whole service.
         is_last = sum(before[name] for name in _OURS) + 1 >= config.interruptions
     elif outcome in {retried.name for retried in config.retry}:
         is_last = sum(n for name, n in before.items() if name not in _NOT_COUNTED) + 1 >= config.attempts
@@ -58,53 +53,14 @@ def decide(outcome: str, before: Counter[str], config: Config, *, is_stopping: b
     return Fate.QUARANTINE if is_last else Fate.TRY_AGAIN
 
 
-def conclude(result: TaskResult) -> Ending:
-    """How an attempt ended, with what the worker itself says about it."""
-    usage = result.usage
-    outcome, detail = result.outcome, result.detail
-    if told := failure_of(result.result):
-        if outcome is Outcome.SUCCEEDED:
-            outcome, detail = Outcome.FAILED, "the function raised"
-        detail = f"{detail}: {told['type']}: {told['message']}"
-    elif outcome is Outcome.FAILED and (words := last_words(result)):
-        detail = f"{detail}: {words.splitlines()[-1]}"
-    cpu = None
-    if usage.cpu_user_seconds is not None and usage.cpu_system_seconds is not None:
-        cpu = usage.cpu_user_seconds + usage.cpu_system_seconds
-    return Ending(
-        outcome=outcome.name,
-        detail=shown(detail)[:_LONGEST_DETAIL],
-        exit_code=result.exit_code,
-        wall_seconds=usage.wall_seconds,
-        cpu_seconds=cpu,
-        memory_peak_bytes=usage.memory_peak_bytes,
-    )
-
-
-def last_words(result: TaskResult) -> str:
-    """The end of what a program wrote to stderr."""
-    if not isinstance(result.result, CommandOutput):
-        return ""
-    return shown(result.result.stderr[-_LONGEST_DETAIL:].decode(errors="replace")).strip()
-
-
-def report(
-    name: str, job: int, ending: Ending, attempts: list[dict[str, Any]], result: TaskResult | None
-) -> dict[str, Any]:
-    """What is written beside a file in quarantine.
-
-    Args:
-        name: Of the file, as it came.
-        job: Its number in the ledger.
-        ending: Of the last attempt.
-        attempts: The rows of all attempts, that of the last as yet without its end.
-        result: Of the last attempt, where there is one, with all its figures.
-    """
+def quarantine_report(attempt: FinishedAttempt) -> dict[str, Any]:
+    """The report beside a file in ``quarantine/``: the last attempt's result, and a row for each attempt."""
+    job, end, result = attempt.job, attempt.end, attempt.result
     found: dict[str, Any] = {} if result is None else as_object(result)
-    found |= {"outcome": ending.outcome, "detail": ending.detail, "success": False}
+    found |= {"outcome": end.outcome, "detail": end.detail, "success": False}
     if result is not None:
-        told = failure_of(result.result)
-        found["exception"] = told or found["exception"]
-        found["stderr"] = last_words(result)
-    last = {**asdict(ending), "ended_at": time.time() if result is None else result.end_time}
-    return {"file": name, "job": job, **found, "attempts": [*attempts[:-1], attempts[-1] | last]}
+        found["exception"] = found["exception"] if attempt.failure is None else asdict(attempt.failure)
+        found["stderr"] = attempt.stderr
+    rows = [asdict(row) for row in attempt.rows]
+    rows[-1] |= asdict(end)
+    return {"file": job.name, "job": job.number, **found, "attempts": rows}

@@ -1,20 +1,20 @@
-"""The service: one thread and one loop, which waits for files, ends of attempts, signals and moments at once.
+"""The spool service: one thread and one loop, which waits for files, ends of attempts, signals and deadlines.
 
-Each turn of the loop: what the descriptors tell is taken in; free slots are given files, unless memory is
-short; then what has ended is settled (``clerk.py``). The guests work meanwhile, under a supervisor in a
-process of its own (``crew.py``), so nothing here has to be fast, and nothing may block: systemd is told that
-the loop turns from the loop alone (``notify.py``), and ends a service that says nothing.
+Each turn of the loop reads the descriptors that are ready, gives files to free slots unless memory is short, and
+then does what the ended attempts ask for (``dispatcher.py``). The guests run meanwhile, under a supervisor in a
+process of its own (``worker_pool.py``). So no step here has to be fast, and none may block: only the loop pings
+systemd's watchdog (``notify.py``), and systemd ends a service that stays silent.
 
 SIGHUP
-    The configuration is read anew. Limits and the like hold for files that are taken from then on; another
-    worker, backend or number of workers for those that are taken when the present ones are done. A bad one is
-    refused as a whole, its mistakes are told, and the old one stays.
+    The service reads its configuration again. Limits and the like hold for files that it takes later. Another
+    worker, backend or number of workers holds as soon as the running attempts have ended. The service refuses a
+    configuration with mistakes as a whole, reports them, and keeps the old one.
 SIGTERM, SIGINT
-    No file is taken any more; those in work may take ``drain_seconds`` to end. What does not is cancelled and
-    given back to ``incoming/``, and so is what waits for another attempt: ``work/`` is empty in the end.
-    At the second one, what is in work is cancelled at once.
+    The service takes no more files. Running attempts get ``drain_seconds`` to end. Then the service cancels them,
+    and gives their files back to ``incoming/``, together with those that wait for another attempt: at the end
+    ``work/`` is empty. The second signal cancels the running attempts at once.
 SIGKILL
-    The next service goes on where this one was: see ``spool.py``.
+    The next service goes on from here: see ``spool.py``.
 """
 
 from __future__ import annotations
@@ -28,90 +28,92 @@ from typing import Self
 
 from gwsandbox.linux.sd_notify import Manager
 from gwsandbox.memory_usage import get_available_memory_bytes
-from gwsandbox.service.config import config as configuration
-from gwsandbox.service.config.config import Config, ConfigError
-from gwsandbox.service.dispatcher import Clerk
+from gwsandbox.service.config.config import ServiceConfig
+from gwsandbox.service.config.reader import ConfigError, read_config
+from gwsandbox.service.dispatcher import Dispatcher
 from gwsandbox.service.monitoring.journal import ERROR, NOTICE, WARNING, Journal
-from gwsandbox.service.monitoring.metrics import Figures, PrometheusFigures
-from gwsandbox.service.monitoring.metrics_server import Port
+from gwsandbox.service.monitoring.metrics import Metrics, PrometheusMetrics
+from gwsandbox.service.monitoring.metrics_server import MetricsServer
 from gwsandbox.service.monitoring.notify import Notifier
 from gwsandbox.service.signals import Signals
 from gwsandbox.service.spool import files
-from gwsandbox.service.spool.incoming import Intake
-from gwsandbox.service.spool.job_database import Ledger
+from gwsandbox.service.spool.incoming import IncomingWatcher
+from gwsandbox.service.spool.job_database import JobDatabase
 from gwsandbox.service.spool.spool import Spool
-from gwsandbox.service.worker_pool import Crew, Finished
+from gwsandbox.service.worker_pool import Finished, WorkerPool
 
-_MEMORY_SECONDS = 1.0  # between two looks at memory that is short, which has no event
+_MEMORY_SECONDS = 1.0  # between two checks of memory that is short: the kernel announces nothing
 _TRASH_SECONDS = 0.05  # of each turn
-_STOP_MARGIN = 30.0  # seconds for what comes after the drain
+_STOP_MARGIN = 30.0  # seconds for the steps after the drain
 
 
 class Service:
     """The spool service, from its start to its end.
 
     Args:
-        path: Of the configuration file.
-        config: What was read from it.
+        path: Path of the configuration file.
+        config: Its content.
 
     Raises:
-        SandboxError: It cannot be started; says why and what mends it.
+        SandboxError: The service cannot start; the text says why, and the remedy.
     """
 
-    def __init__(self, path: str, config: Config) -> None:
+    def __init__(self, path: str, config: ServiceConfig) -> None:
         self._path = path
         self._config = config
         self._finished: list[Finished] = []
-        self._give_up_at: float | None = None  # when draining ends
-        self._look_at_memory_at: float | None = None  # while it is short
+        self._drain_ends_at: float | None = None  # the end of draining
+        self._check_memory_at: float | None = None  # while memory is short
         self._watched: int | None = None
         self._notifier = Notifier(Manager.from_environment())
         with contextlib.ExitStack() as opened:
             self._open(config, opened)
             self._opened = opened.pop_all()
 
-    def _open(self, config: Config, opened: contextlib.ExitStack) -> None:
+    def _open(self, config: ServiceConfig, opened: contextlib.ExitStack) -> None:
         self._signals = opened.enter_context(Signals(signal.SIGHUP, signal.SIGTERM, signal.SIGINT))
         self._journal = Journal()
         opened.callback(self._journal.close)
         folders = {name: getattr(config.folders, name) for name in ("work", "incoming", "done", "quarantine")}
         files.prepare(folders)
         opened.callback(os.close, files.lock(config.folders.work))
-        ledger = Ledger(config.ledger)
-        opened.callback(ledger.close)
-        self._spool = Spool(config.folders, ledger, output_suffix=config.worker.output_suffix)
-        self._intake = Intake(config.folders.incoming, config.settle_seconds)
-        opened.callback(self._intake.close)
+        database = JobDatabase(config.database)
+        opened.callback(database.close)
+        self._spool = Spool(config.folders, database, output_suffix=config.worker.output_suffix)
+        self._watcher = IncomingWatcher(config.folders.incoming, config.settle_seconds)
+        opened.callback(self._watcher.close)
         self._selector = opened.enter_context(selectors.DefaultSelector())
-        self._selector.register(self._signals, selectors.EVENT_READ, self._obey_signals)
-        self._selector.register(self._intake, selectors.EVENT_READ, self._intake.read_events)
-        self._crew = Crew(config)
-        opened.callback(self._crew.close)
-        self._figures = self._open_figures(config, opened)
-        self._clerk = Clerk(config, self._spool, ledger, self._intake, self._crew, self._journal, self._figures)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._handle_signals)
+        self._selector.register(self._watcher, selectors.EVENT_READ, self._watcher.read_events)
+        self._pool = WorkerPool(config)
+        opened.callback(self._pool.close)
+        self._metrics = self._open_metrics(config, opened)
+        self._dispatcher = Dispatcher(
+            config, self._spool, database, self._watcher, self._pool, self._journal, self._metrics
+        )
 
-    def _open_figures(self, config: Config, opened: contextlib.ExitStack) -> Figures:
+    def _open_metrics(self, config: ServiceConfig, opened: contextlib.ExitStack) -> Metrics:
         if config.metrics.port is None and config.metrics.textfile is None:
-            return Figures()
-        figures = PrometheusFigures(
+            return Metrics()
+        metrics = PrometheusMetrics(
             config.metrics,
             {
-                "running": ("Files in work", lambda: len(self._crew)),
-                "ready": ("Files in incoming that could be taken", lambda: len(self._intake)),
-                "waiting": ("Files that wait for another attempt", lambda: self._clerk.waiting),
-                "memory_short": ("1 while no file is taken for want of memory", self._memory_is_short),
-                "available_memory_bytes": ("Memory that is available here", get_available_memory_bytes),
+                "running": ("Files in work", lambda: len(self._pool)),
+                "ready": ("Files in incoming that can be taken", lambda: len(self._watcher)),
+                "waiting": ("Files that wait for another attempt", lambda: self._dispatcher.waiting),
+                "memory_short": ("1 while memory is short and no file is taken", self._memory_is_short),
+                "available_memory_bytes": ("Available memory", get_available_memory_bytes),
             },
         )
         if config.metrics.port is not None:
-            opened.callback(Port(config.metrics.port, figures.page, self._selector).close)
-        return figures
+            opened.callback(MetricsServer(config.metrics.port, metrics.page, self._selector).close)
+        return metrics
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing of it is left. What was not done is as after a kill, for the next service to go on with."""
+        """Release everything. Unfinished jobs stay as after a kill, and the next service goes on with them."""
         self._opened.close()
 
     # --- the loop -----------------------------------------------------------------------------------
@@ -120,147 +122,147 @@ class Service:
         """Work until a signal says to stop.
 
         Raises:
-            SandboxError: The sandbox fails again and again, or the folder is gone.
+            SandboxError: The sandbox fails again and again, or the folder ``incoming`` is gone.
         """
-        self._start_crew()
-        self._clerk.recover()
-        self._intake.scan()
+        self._start_supervisor()
+        self._dispatcher.recover()
+        self._watcher.scan()
         self._notifier.ready()
         self._journal.write(f"takes files from {self._config.folders.incoming}", NOTICE)
         while not self._is_over():
             self._turn()
-        self._clerk.give_back_waiting()
-        self._figures.write_textfile(is_last=True)
+        self._dispatcher.give_back_waiting()
+        self._metrics.write_textfile(is_last=True)
         self._journal.write("stopped; nothing is in work", NOTICE)
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._seconds_to_wait()):
             key.data()
-        self._intake.look()
-        self._renew_crew()
+        self._watcher.look()
+        self._replace_supervisor()
         self._fill_slots()
         finished, self._finished = self._finished, []
-        self._clerk.await_births(finished)
-        self._mind_the_clock()
+        self._dispatcher.finish(finished)
+        self._check_deadlines()
 
     def _seconds_to_wait(self) -> float | None:
         if not self._spool.trash.is_empty or self._finished:
             return 0
         moments = [
-            self._intake.seconds_to_wait(),
+            self._watcher.seconds_to_wait(),
             self._notifier.seconds_to_wait(),
-            self._figures.seconds_to_wait(),
-            self._until(self._give_up_at),
+            self._metrics.seconds_to_wait(),
+            self._until(self._drain_ends_at),
         ]
-        if self._look_at_memory_at is not None:
-            moments.append(self._until(self._look_at_memory_at))
+        if self._check_memory_at is not None:
+            moments.append(self._until(self._check_memory_at))
         elif self._has_room():
-            moments.append(self._clerk.seconds_to_wait())
+            moments.append(self._dispatcher.seconds_to_wait())
         return min((moment for moment in moments if moment is not None), default=None)
 
     @staticmethod
     def _until(moment: float | None) -> float | None:
         return None if moment is None else max(moment - time.monotonic(), 0)
 
-    def _mind_the_clock(self) -> None:
-        if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
-            self._give_up_at = None
-            self._crew.cancel()
+    def _check_deadlines(self) -> None:
+        if self._drain_ends_at is not None and time.monotonic() >= self._drain_ends_at:
+            self._drain_ends_at = None
+            self._pool.cancel()
         if not self._spool.trash.is_empty:
             try:
                 self._spool.trash.empty(_TRASH_SECONDS)
             except OSError as error:
-                self._journal.write(f"what a guest left cannot be removed: {error}", WARNING)
-        self._figures.write_textfile()
+                self._journal.write(f"leftovers of a guest cannot be removed: {error}", WARNING)
+        self._metrics.write_textfile()
         self._notifier.turn(self._status())
 
     def _status(self) -> str:
         parts = [
-            f"{len(self._crew)} in work",
-            f"{len(self._intake)} to take",
-            f"{self._clerk.waiting} to try again",
+            f"{len(self._pool)} in work",
+            f"{len(self._watcher)} to take",
+            f"{self._dispatcher.waiting} to try again",
         ]
-        if self._clerk.is_stopping:
+        if self._dispatcher.is_stopping:
             parts.append("stopping")
-        elif self._look_at_memory_at is not None:
+        elif self._check_memory_at is not None:
             parts.append("memory is short: no file is taken")
         return ", ".join(parts)
 
     # --- taking files -------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        is_open = not (self._clerk.is_stopping or self._crew.needs_another)
-        return is_open and len(self._crew) < self._crew.slots
+        is_open = not (self._dispatcher.is_stopping or self._pool.needs_another)
+        return is_open and len(self._pool) < self._pool.slots
 
     def _fill_slots(self) -> None:
-        while self._has_room() and self._clerk.has_work():
+        while self._has_room() and self._dispatcher.has_work():
             if self._memory_is_short():
-                self._look_at_memory_at = time.monotonic() + _MEMORY_SECONDS
+                self._check_memory_at = time.monotonic() + _MEMORY_SECONDS
                 return
-            self._clerk.begin_one()
-        self._look_at_memory_at = None
+            self._dispatcher.begin_one()
+        self._check_memory_at = None
 
     def _memory_is_short(self) -> bool:
         reserve = self._config.memory_reserve
         return reserve > 0 and get_available_memory_bytes() < reserve
 
-    # --- the crew -----------------------------------------------------------------------------------
+    # --- the supervisor -----------------------------------------------------------------------------
 
-    def _start_crew(self) -> None:
-        for warning in self._crew.start():
+    def _start_supervisor(self) -> None:
+        for warning in self._pool.start():
             self._journal.write(warning, WARNING)
-        self._watched = self._crew.fileno()
+        self._watched = self._pool.fileno()
         self._selector.register(self._watched, selectors.EVENT_READ, self._collect)
 
     def _collect(self) -> None:
-        self._finished += self._crew.finished()
+        self._finished += self._pool.finished()
 
-    def _renew_crew(self) -> None:
-        """Replace a supervisor that is lost or out of date, as soon as nothing is in work under it."""
-        if not self._crew.needs_another or len(self._crew) or self._clerk.is_stopping:
+    def _replace_supervisor(self) -> None:
+        """Replace a lost or outdated supervisor, as soon as it runs no attempt."""
+        if not self._pool.needs_another or len(self._pool) or self._dispatcher.is_stopping:
             return
         if self._watched is not None:
             self._selector.unregister(self._watched)
             self._watched = None
-        self._crew.close()
-        self._start_crew()
+        self._pool.close()
+        self._start_supervisor()
 
     # --- signals ------------------------------------------------------------------------------------
 
-    def _obey_signals(self) -> None:
+    def _handle_signals(self) -> None:
         for number in self._signals.take():
             if number == signal.SIGHUP:
                 self._reload()
-            elif self._clerk.is_stopping:
-                self._crew.cancel()
+            elif self._dispatcher.is_stopping:
+                self._pool.cancel()
             else:
                 self._stop()
 
     def _stop(self) -> None:
         seconds = self._config.drain_seconds
-        self._clerk.is_stopping = True
-        self._give_up_at = time.monotonic() + seconds
+        self._dispatcher.is_stopping = True
+        self._drain_ends_at = time.monotonic() + seconds
         self._notifier.stopping(seconds + _STOP_MARGIN)
-        self._journal.write(f"stops; {len(self._crew)} in work may take {seconds:g} s to end", NOTICE)
+        self._journal.write(f"stops; {len(self._pool)} in work may take {seconds:g} s to end", NOTICE)
 
     def _is_over(self) -> bool:
-        return self._clerk.is_stopping and not len(self._crew) and not self._finished
+        return self._dispatcher.is_stopping and not len(self._pool) and not self._finished
 
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            config = configuration.read(self._path, running=self._config)
+            config = read_config(self._path, running=self._config)
         except ConfigError as error:
-            self._figures.reload(is_good=False)
+            self._metrics.reload(is_good=False)
             for mistake in error.mistakes:
                 self._journal.write(mistake, ERROR)
-            self._journal.write("the configuration stays as it was, for the new one has mistakes", ERROR)
+            self._journal.write("the configuration stays as it was, as the new one has mistakes", ERROR)
         else:
-            self._figures.reload(is_good=True)
-            self._config = self._clerk.config = config
-            self._crew.reconfigure(config)
+            self._metrics.reload(is_good=True)
+            self._config = self._dispatcher.config = config
+            self._pool.reconfigure(config)
             self._spool.output_suffix = config.worker.output_suffix
-            self._intake.settle_seconds = config.settle_seconds
-            self._intake.scan()
-            self._journal.write(f"the configuration was read anew from {self._path}", NOTICE)
+            self._watcher.settle_seconds = config.settle_seconds
+            self._watcher.scan()
+            self._journal.write(f"the configuration was read again from {self._path}", NOTICE)
         self._notifier.ready()

@@ -1,4 +1,4 @@
-"""Signals as something that a loop can wait for, next to its other descriptors."""
+"""Signals as a descriptor that an event loop can wait for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 
 
 class Signals:
-    """While the block lasts, these signals only make ``fileno`` readable, and ``take`` tells which came."""
+    """Inside of the block these signals only make ``fileno`` readable, and ``take`` returns them."""
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self._numbers = numbers
@@ -20,7 +20,7 @@ class Signals:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for number in self._numbers:
             self._before[number] = signal.signal(number, _do_nothing)
-        # Without this, a signal that comes just before the loop starts to wait would not wake it.
+        # The pipe also wakes a loop that starts to wait just after the signal.
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 
@@ -35,7 +35,7 @@ class Signals:
         return self._reader
 
     def take(self) -> list[int]:
-        """Those that came since the last call, in their order."""
+        """The signals that came since the last call, in their order."""
         try:
             return [number for number in os.read(self._reader, 4096) if number in self._numbers]
         except BlockingIOError:
@@ -43,4 +43,4 @@ class Signals:
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """A handler, for without one a signal is not told of but acts."""
+    """Do nothing. Without a handler the signal would have its default effect."""

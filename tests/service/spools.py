@@ -32,7 +32,7 @@ class SpoolFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.config = root / "config.toml"
-        self.ledger = root / "ledger.sqlite3"
+        self.database = root / "ledger.sqlite3"
         for name in FOLDERS:
             (root / name).mkdir(exist_ok=True)
 
@@ -60,7 +60,7 @@ class SpoolFolder:
         return {"done": self.names("done"), "quarantine": rejected}
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(self.ledger)) as database:
+        with contextlib.closing(sqlite3.connect(self.database)) as database:
             return database.execute(query, values).fetchall()
 
     def outcomes(self, name: str) -> list[str]:

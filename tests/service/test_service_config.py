@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwsandbox import Limits, Outcome
-from gwsandbox.service.config import config
-from gwsandbox.service.config.config import ConfigError
+from gwsandbox.service.config import config, reader
 from gwsandbox.service.config.lines import find_lines, line_of
+from gwsandbox.service.config.reader import ConfigError, read_config
 
 GOOD = """
 spool = "/var/spool/x"
@@ -21,10 +21,10 @@ command = ["cp", "{input}", "{output}"]
 """
 
 
-def read(tmp_path: Path, text: str) -> config.Config:
+def read(tmp_path: Path, text: str) -> config.ServiceConfig:
     path = tmp_path / "config.toml"
     path.write_text(text)
-    return config.read(str(path))
+    return read_config(str(path))
 
 
 def mistakes(tmp_path: Path, text: str) -> list[str]:
@@ -167,14 +167,14 @@ def test_no_toml_no_file_no_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not TOML: .*line 1, column 5"):
         read(tmp_path, "a = = 1")
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        config.read(str(tmp_path / "none"))
+        read_config(str(tmp_path / "none"))
     (tmp_path / "config.toml").write_bytes(b'a = "\xff"')
     with pytest.raises(ConfigError, match="is not TOML"):
-        config.read(str(tmp_path / "config.toml"))
+        read_config(str(tmp_path / "config.toml"))
 
 
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "find_spec", lambda _name: None)
+    monkeypatch.setattr(reader, "find_spec", lambda _name: None)
     text = f"{GOOD}[metrics]\nport = 9000"
     assert mistakes(tmp_path, text)[0].startswith("5: metrics: the package prometheus-client is missing; pip install")
 
@@ -193,13 +193,13 @@ def test_module_that_raises_is_a_mistake(tmp_path: Path) -> None:
 def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     found = read(tmp_path, GOOD)
-    assert found.folders == config.Folders(
+    assert found.folders == config.FolderConfig(
         incoming="/var/spool/x/incoming",
         work="/var/spool/x/work",
         done="/var/spool/x/done",
         quarantine="/var/spool/x/quarantine",
     )
-    assert found.ledger == "/var/spool/x/ledger.sqlite3"
+    assert found.database == "/var/spool/x/ledger.sqlite3"
     assert found.worker.command == ("cp", "{input}", "{output}")
     assert found.limits == config.DEFAULT_LIMITS
     assert (found.attempts, found.retry) == (3, config.RETRIED)
@@ -230,13 +230,13 @@ textfile = "{tmp_path}/x.prom"
 textfile_seconds = 3
 """,
     )
-    assert found.ledger == "/var/lib/x/books.sqlite3"
+    assert found.database == "/var/lib/x/books.sqlite3"
     assert (found.folders.incoming, found.folders.done) == ("/srv/in", "/var/spool/x/done")
     assert found.retry == {Outcome.OUT_OF_MEMORY}
     assert (found.retry_delay_seconds, found.drain_seconds, found.memory_reserve) == (60.0, 90.0, 1024**3)
     assert found.limits == Limits(memory=64 * 1024**2, wall_seconds=0, pids=8, output=1024**2)
     assert (found.worker.function, found.worker.output_suffix) == ("shutil:copyfile", ".tar.gz")
-    assert found.metrics == config.Metrics(textfile=f"{tmp_path}/x.prom", textfile_seconds=3)
+    assert found.metrics == config.MetricsConfig(textfile=f"{tmp_path}/x.prom", textfile_seconds=3)
 
 
 def test_command_in_one_text(tmp_path: Path) -> None:
@@ -249,10 +249,10 @@ def test_what_cannot_change_while_the_service_runs(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(GOOD.replace("spool/x", "spool/y") + "[metrics]\nport = 9000\n[limits]\npids = 3\n")
     with pytest.raises(ConfigError) as caught:
-        config.read(str(path), running=running)
+        read_config(str(path), running=running)
     assert [mistake.split(":")[1] for mistake in caught.value.mistakes] == ["2", "2", "5"]
     path.write_text(f"{GOOD}[limits]\npids = 3\n")
-    assert config.read(str(path), running=running).limits.pids == 3
+    assert read_config(str(path), running=running).limits.pids == 3
 
 
 def test_example_of_the_units_is_good(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class Instance(SpoolFolder):
         root.mkdir()
         super().__init__(root)
         self.config = Path("/etc/gwsandbox", f"{self.name}.toml")
-        self.ledger = Path("/var/lib/gwsandbox", self.name, "ledger.sqlite3")
+        self.database = Path("/var/lib/gwsandbox", self.name, "ledger.sqlite3")
 
     def ctl(self, verb: str, *options: str) -> str:
         return run("systemctl", verb, *options, self.unit)
@@ -121,7 +121,7 @@ def instance() -> Iterator[Instance]:
     run("systemctl", "stop", made.unit, check=False)
     run("systemctl", "kill", "--signal=KILL", made.unit, check=False)
     run("systemctl", "reset-failed", made.unit, check=False)
-    for path in (made.root, made.ledger.parent, RUNTIME / f"{made.unit}.d"):
+    for path in (made.root, made.database.parent, RUNTIME / f"{made.unit}.d"):
         shutil.rmtree(path, ignore_errors=True)
     made.config.unlink(missing_ok=True)
 
@@ -285,7 +285,7 @@ def test_reload_and_drain(instance: Instance) -> None:
     limits = f"[limits]\nwall_seconds = {0.5 * BEAT}"
     instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * BEAT}", tables=limits)
     instance.ctl("reload")
-    until(lambda: "the configuration was read anew" in instance.journal(), "the reload")
+    until(lambda: "the configuration was read again" in instance.journal(), "the reload")
     instance.put("hang", "hang")
     instance.wait_until(lambda: "hang" in instance.names("quarantine"))
     assert instance.outcomes("hang") == ["TIMED_OUT"]
@@ -293,7 +293,7 @@ def test_reload_and_drain(instance: Instance) -> None:
 
     instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * BEAT}")
     instance.ctl("reload")
-    until(lambda: instance.journal().count("the configuration was read anew") == 2, "the reload")
+    until(lambda: instance.journal().count("the configuration was read again") == 2, "the reload")
     instance.put("hang again", "hang")
     instance.put("slow", "slow")
     until(lambda: instance.show("StatusText").startswith("2 in work"), "the attempts")

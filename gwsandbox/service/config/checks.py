@@ -1,4 +1,4 @@
-"""What each kind of value in the configuration must be: a check returns it as it is used, or raises."""
+"""Checks for the values of the configuration: each returns the value as the service uses it, or raises."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def texts(value: Any) -> tuple[str, ...]:
 
 
 def absolute(value: Any) -> str:
-    """A path from the root on, as nobody knows in which folder a service is started."""
+    """An absolute path, as the folder in which a service starts is unknown."""
     path = text(value)
     if not os.path.isabs(path):
         raise ValueError(f"must be an absolute path, which starts with /, not {path!r}")
@@ -42,7 +42,7 @@ def absolute(value: Any) -> str:
 
 
 def paths(value: Any) -> tuple[str, ...]:
-    """A list of folders that are there."""
+    """A list of existing folders."""
     found = tuple(map(absolute, texts(value)))
     for path in found:
         if not os.path.isdir(path):
@@ -109,7 +109,7 @@ def function_name(value: Any) -> str:
 
 
 def command(value: Any) -> tuple[str, ...]:
-    """A program that is there and its arguments, as a list or in one text as a shell reads it."""
+    """An existing program and its arguments, as a list or in one text with a shell's quotes."""
     words = tuple(shlex.split(value)) if isinstance(value, str) else texts(value)
     if not words:
         raise ValueError("must name a program")
@@ -136,7 +136,7 @@ def port(value: Any) -> int:
 
 
 def textfile(value: Any) -> str:
-    """A file that node_exporter would read, in a folder that is there."""
+    """A file that node_exporter reads, in an existing folder."""
     path = absolute(value)
     if not path.endswith(".prom"):
         raise ValueError(f"must end in .prom, or node_exporter does not read it: {value!r}")

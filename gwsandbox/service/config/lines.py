@@ -1,4 +1,4 @@
-"""Where in a TOML text a key stands. ``tomllib`` gives values without lines, and people mend lines."""
+"""Finds the line of each key in a TOML text. ``tomllib`` gives values without lines, and people correct lines."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _TOKEN = re.compile(
 
 
 def find_lines(text: str) -> dict[KeyPath, int]:
-    """The line, from 1, of every key and table of a text that ``tomllib`` takes.
+    """The line, from 1, of every key and table of a valid TOML text.
 
-    What stands inside of an inline table or an array has no entry of its own: see ``line_of``.
+    Keys inside of an inline table or an array have no entry: see ``line_of``.
     """
     found: dict[KeyPath, int] = {}
     table: KeyPath = ()
@@ -39,7 +39,7 @@ def find_lines(text: str) -> dict[KeyPath, int]:
 
 
 def line_of(lines: Mapping[KeyPath, int], path: KeyPath) -> int:
-    """The line of a key, or of the nearest thing that holds it; 1 where there is none."""
+    """The line of a key, or of the innermost table that holds it; 1 where there is none."""
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path, 1)
@@ -63,7 +63,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _key(statement: str) -> str:
-    """What stands before the first ``=`` that is not in quotes."""
+    """The text before the first ``=`` that is not in quotes."""
     taken: list[str] = []
     for match in _TOKEN.finditer(statement):
         if match.lastgroup == "other" and "=" in match[0]:
@@ -73,7 +73,7 @@ def _key(statement: str) -> str:
 
 
 def _parts(key: str) -> KeyPath:
-    """``a."b c".d`` as its parts; read by ``tomllib`` itself."""
+    """Split ``a."b c".d`` into its parts, by ``tomllib``."""
     try:
         value: object = tomllib.loads(f"{key.strip()} = 0")
     except tomllib.TOMLDecodeError:

@@ -1,8 +1,8 @@
 """The service's log: structured entries to systemd's journal by its native protocol, or lines on stderr.
 
-The protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/. It is spoken where stderr is the journal's, which
-is how a service is told that its output goes there; elsewhere stderr gets a line for each entry, with the
-``<N>`` before it that whoever collects it takes for the priority, or on a terminal without.
+The protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/. The service uses it where systemd connected stderr to
+the journal. Elsewhere stderr gets a line for each entry: with the priority as ``<N>`` before it, or on a terminal
+without.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ Value = str | bytes | float | None
 
 
 class Journal:
-    """Where entries go.
+    """Writes entries to the journal, or to stderr.
 
     Args:
-        path: Of the journal's socket.
+        path: Path of the journal's socket.
     """
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if _is_journal(2) else None
         if self._socket is not None:
-            self._socket.settimeout(1)  # a journal that stands still must not stop us for longer
+            self._socket.settimeout(1)  # a journal that does not read stops the service for no longer
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
 
     def write(self, message: str, priority: int = INFO, **fields: Value) -> None:
-        """An entry: its text, and what else it says, by names of capital letters. ``None`` is left out.
+        """Write an entry.
 
-        The text becomes one line with nothing in it that a terminal would obey: it may hold a stranger's file name.
+        Args:
+            message: Its text. It becomes one line of printable characters, as it may hold a stranger's file name.
+            priority: Its priority, as syslog numbers them.
+            fields: Its further fields, with names in capital letters. The journal leaves out ``None``.
         """
         message = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
         if self._socket is not None:
@@ -55,7 +58,7 @@ class Journal:
 
 
 def encode(fields: dict[str, Value]) -> bytes:
-    """An entry as one datagram. A value of several lines goes with its length, so that it may say all."""
+    """Encode an entry as one datagram. A value of several lines goes with its length."""
     return b"".join(_field(name, value) for name, value in fields.items() if value is not None)
 
 
@@ -68,7 +71,7 @@ def _field(name: str, value: str | bytes | float) -> bytes:
 
 
 def _is_journal(fd: int) -> bool:
-    """Whether a descriptor is the stream to the journal that systemd opened; see systemd.exec(5)."""
+    """Whether a descriptor is the journal's stream that systemd opened; see systemd.exec(5)."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(fd)

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, by prometheus-client: on a port of the loopback interface, or in a text file."""
+"""Metrics for Prometheus, by prometheus-client: on a port of the loopback interface, or in a text file."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from gwsandbox.service.config.config import Metrics
-from gwsandbox.service.spool.job_database import Ending
+from gwsandbox.service.config.config import MetricsConfig
+from gwsandbox.service.spool.job_database import AttemptEnd
 
 _MIB = 1024**2
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _BYTES = tuple(n * _MIB for n in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096))
 
 
-class Figures:
-    """Counts nothing and shows nothing: for a service that was asked for no figures."""
+class Metrics:
+    """Counts nothing and shows nothing: for a service without ``[metrics]``."""
 
-    def attempt(self, ending: Ending) -> None:
+    def attempt(self, end: AttemptEnd) -> None:
         """An attempt has ended."""
 
-    def file(self, end: str) -> None:
-        """A file has come to rest: ``done``, ``quarantined`` or ``returned``."""
+    def file(self, place: str) -> None:
+        """A file has left ``work/``: it is ``done``, ``quarantined`` or ``returned``."""
 
     def reload(self, *, is_good: bool) -> None:
-        """The configuration was read anew, or refused."""
+        """A reload took over the configuration, or refused it."""
 
     def write_textfile(self, *, is_last: bool = False) -> None:
-        """Write the text file, where there is one, and it is time or the last time."""
+        """Write the text file, if one is configured and it is time or the last time."""
 
     def seconds_to_wait(self) -> float | None:
-        """Until it is time; ``None``: never."""
+        """Seconds until the text file is to be written; ``None``: never."""
         return None
 
     def page(self) -> bytes:
-        """What a scrape gets."""
+        """The page that a scrape gets."""
         return b""
 
 
-class PrometheusFigures(Figures):
-    """The real ones.
+class PrometheusMetrics(Metrics):
+    """Counts attempts and files, and shows them to Prometheus.
 
     Args:
-        config: Where they are shown.
-        gauges: What is asked for at every scrape: by name, with what it is and how to know.
+        config: Where to show the metrics.
+        gauges: Values read at every scrape: by name, each with its description and a function.
     """
 
-    def __init__(self, config: Metrics, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+    def __init__(self, config: MetricsConfig, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415 - in an extra
 
         self._config = config
@@ -66,15 +66,15 @@ class PrometheusFigures(Figures):
         for name, (text, ask) in gauges.items():
             Gauge(f"gwsandbox_{name}", text, registry=registry).set_function(ask)
 
-    def attempt(self, ending: Ending) -> None:
-        self._attempts.labels(ending.outcome).inc()
-        if ending.wall_seconds is not None:
-            self._seconds.observe(ending.wall_seconds)
-        if ending.memory_peak_bytes is not None:
-            self._peaks.observe(ending.memory_peak_bytes)
+    def attempt(self, end: AttemptEnd) -> None:
+        self._attempts.labels(end.outcome).inc()
+        if end.wall_seconds is not None:
+            self._seconds.observe(end.wall_seconds)
+        if end.memory_peak_bytes is not None:
+            self._peaks.observe(end.memory_peak_bytes)
 
-    def file(self, end: str) -> None:
-        self._files.labels(end).inc()
+    def file(self, place: str) -> None:
+        self._files.labels(place).inc()
 
     def reload(self, *, is_good: bool) -> None:
         self._reloads.labels("good" if is_good else "refused").inc()
@@ -86,7 +86,7 @@ class PrometheusFigures(Figures):
         from prometheus_client import write_to_textfile  # noqa: PLC0415 - in an extra
 
         self._next_write = time.monotonic() + self._config.textfile_seconds
-        with contextlib.suppress(OSError):  # a full disk stops work itself, and says so, where it matters
+        with contextlib.suppress(OSError):  # a full disk stops the work itself, which reports it
             write_to_textfile(path, self._registry)
 
     def seconds_to_wait(self) -> float | None:

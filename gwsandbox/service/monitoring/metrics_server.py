@@ -1,7 +1,7 @@
-"""A page on a port of the loopback interface, served by the service's own loop.
+"""Serves the metrics page on a port of the loopback interface, in the service's own loop.
 
-prometheus-client's own server is a thread, beside which the service could not fork safely. This one answers
-any GET with the page, and never waits for anybody.
+The server of prometheus-client is a thread, and the service cannot fork safely beside a thread. This server
+answers any GET with the page, and never blocks.
 """
 
 from __future__ import annotations
@@ -14,88 +14,88 @@ from collections.abc import Callable
 
 from gwsandbox.model.errors import SandboxError
 
-_MOST_VISITORS = 16
+_MOST_CLIENTS = 16
 _LONGEST_REQUEST = 8192
-_PATIENCE_SECONDS = 5.0
+_CLIENT_SECONDS = 5.0
 _HEAD = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: %d\r\n\r\n"
 _REFUSAL = b"HTTP/1.0 405 Method Not Allowed\r\nAllow: GET\r\nContent-Length: 0\r\n\r\n"
 
 
-class Port:
-    """Listens, and answers with what ``page`` gives.
+class MetricsServer:
+    """Listens on a port, and answers with the text of ``page()``.
 
     Raises:
-        SandboxError: The port cannot be had.
+        SandboxError: The port cannot be bound.
     """
 
     def __init__(self, port: int, page: Callable[[], bytes], selector: selectors.BaseSelector) -> None:
         self._page = page
         self._selector = selector
-        self._visitors: dict[socket.socket, float] = {}
+        self._clients: dict[socket.socket, float] = {}
         try:
             self._listener = socket.create_server(("127.0.0.1", port))
         except OSError as error:
             remedy = "choose another metrics.port"
             raise SandboxError("listen", path=f"127.0.0.1:{port}", errno=error.errno or 0, remedy=remedy) from error
         self._listener.setblocking(False)
-        selector.register(self._listener, selectors.EVENT_READ, self._welcome)
+        selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     @property
-    def number(self) -> int:
-        """Of the port."""
+    def port(self) -> int:
+        """The port's number."""
         return int(self._listener.getsockname()[1])
 
     def close(self) -> None:
-        for visitor in list(self._visitors):
-            self._part(visitor)
+        for client in list(self._clients):
+            self._drop(client)
         self._selector.unregister(self._listener)
         self._listener.close()
 
-    def _welcome(self) -> None:
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            visitor, _ = self._listener.accept()
-            visitor.setblocking(False)
-            self._send_the_slow_away()
-            self._visitors[visitor] = time.monotonic()
-            heard = bytearray()
-            self._selector.register(visitor, selectors.EVENT_READ, lambda: self._hear(visitor, heard))
+            client, _ = self._listener.accept()
+            client.setblocking(False)
+            self._drop_slow_clients()
+            self._clients[client] = time.monotonic()
+            request = bytearray()
+            self._selector.register(client, selectors.EVENT_READ, lambda: self._read(client, request))
 
-    def _send_the_slow_away(self) -> None:
-        """Who takes too long, and where there are too many the one who is here longest."""
+    def _drop_slow_clients(self) -> None:
+        """Drop clients that take too long, and where there are too many the oldest one."""
         now = time.monotonic()
-        for visitor, since in list(self._visitors.items()):
-            if now - since > _PATIENCE_SECONDS or len(self._visitors) >= _MOST_VISITORS:
-                self._part(visitor)
+        for client, since in list(self._clients.items()):
+            if now - since > _CLIENT_SECONDS or len(self._clients) >= _MOST_CLIENTS:
+                self._drop(client)
 
-    def _hear(self, visitor: socket.socket, heard: bytearray) -> None:
+    def _read(self, client: socket.socket, request: bytearray) -> None:
         try:
-            data = visitor.recv(_LONGEST_REQUEST)
+            data = client.recv(_LONGEST_REQUEST)
         except OSError:
             data = b""
-        heard += data
-        if not data or len(heard) > _LONGEST_REQUEST:
-            self._part(visitor)
-        elif b"\r\n\r\n" in heard:
-            self._answer(visitor, bytes(heard))
+        request += data
+        if not data or len(request) > _LONGEST_REQUEST:
+            self._drop(client)
+        elif b"\r\n\r\n" in request:
+            self._answer(client, bytes(request))
 
-    def _answer(self, visitor: socket.socket, request: bytes) -> None:
-        text = _REFUSAL
+    def _answer(self, client: socket.socket, request: bytes) -> None:
+        answer = _REFUSAL
         if request.startswith(b"GET "):
             page = self._page()
-            text = _HEAD % len(page) + page
-        left = bytearray(text)
-        self._selector.modify(visitor, selectors.EVENT_WRITE, lambda: self._say(visitor, left))
+            answer = _HEAD % len(page) + page
+        rest = bytearray(answer)
+        self._selector.modify(client, selectors.EVENT_WRITE, lambda: self._write(client, rest))
 
-    def _say(self, visitor: socket.socket, left: bytearray) -> None:
+    def _write(self, client: socket.socket, rest: bytearray) -> None:
         try:
-            del left[: visitor.send(left)]
+            del rest[: client.send(rest)]
         except OSError:
-            left.clear()
-        if not left:
-            self._part(visitor)
+            rest.clear()
+        if not rest:
+            self._drop(client)
 
-    def _part(self, visitor: socket.socket) -> None:
-        if self._visitors.pop(visitor, None) is None:
-            return  # sent away while its news was on the way
-        self._selector.unregister(visitor)
-        visitor.close()
+    def _drop(self, client: socket.socket) -> None:
+        if self._clients.pop(client, None) is None:
+            return  # dropped while its event was pending
+        self._selector.unregister(client)
+        client.close()

@@ -1,4 +1,4 @@
-"""What the service's loop tells systemd, and when: that it is ready, what it does, that it still turns."""
+"""What the service's loop reports to systemd, and when: readiness, status, and the watchdog's ping."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 
 from gwsandbox.linux.sd_notify import Manager, monotonic_assignment
 
-_STATUS_SECONDS = 1.0  # between two texts; a thousand files a second are not told one by one
+_STATUS_SECONDS = 1.0  # between two texts: a thousand files a second need no thousand texts
 
 
 class Notifier:
-    """To be called from the loop alone: the watchdog shall notice if that stands still.
+    """Reports to the service manager. Only the loop calls it, so the watchdog notices a loop that stands still.
 
     Args:
-        manager: Who wants to know.
+        manager: The service manager.
     """
 
     def __init__(self, manager: Manager) -> None:
@@ -23,22 +23,22 @@ class Notifier:
         self._next_ping = 0.0
         self._next_status = 0.0
         self._status = ""
-        self._is_behind = False  # whether the status that was told last is not the present one
+        self._is_behind = False  # whether the last reported status is not the present one
 
     def ready(self) -> None:
-        """It works; or works again, after ``reloading``."""
+        """The service works, or works again after ``reloading``."""
         self._manager.notify("READY=1")
 
     def reloading(self) -> None:
-        """The configuration is being read anew."""
+        """The service reads its configuration again."""
         self._manager.notify("RELOADING=1", monotonic_assignment())
 
     def stopping(self, seconds: float) -> None:
-        """It drains, and may take so long."""
+        """The service drains, for up to ``seconds``."""
         self._manager.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def turn(self, status: str) -> None:
-        """The loop has turned."""
+        """The loop has turned: ping the watchdog and report the status, where it is time."""
         now = time.monotonic()
         if self._interval is not None and now >= self._next_ping:
             self._next_ping = now + self._interval
@@ -49,7 +49,7 @@ class Notifier:
             self._manager.notify(f"STATUS={status}")
 
     def seconds_to_wait(self) -> float | None:
-        """Until ``turn`` has to be called; ``None``: never."""
+        """Seconds until ``turn`` must be called; ``None``: never."""
         moments = [self._next_status] if self._is_behind else []
         if self._interval is not None:
             moments.append(self._next_ping)

@@ -27,7 +27,7 @@ _MOST_READY = 10_000  # names that are kept; further ones are looked up when tho
 _SCAN_SECONDS = 60.0  # for what the kernel does not tell
 
 
-class Intake:
+class IncomingWatcher:
     """The files of one folder, in the order in which they became ready.
 
     Args:
@@ -44,7 +44,7 @@ class Intake:
         self._ready: dict[str, None] = {}
         self._writing: set[str] = set()
         self._settling: dict[str, tuple[int, float]] = {}  # ctime, and when to look again
-        self._left: dict[str, int] = {}  # what cannot be taken, and its ctime then
+        self._skipped: dict[str, int] = {}  # what cannot be taken, and its ctime then
         self._next_scan = 0.0
         self._has_more = False
         self._inotify = _watch(folder)
@@ -70,14 +70,14 @@ class Intake:
             return name
         return None
 
-    def leave(self, name: str) -> bool:
+    def skip(self, name: str) -> bool:
         """It could not be taken: do not try again until it has changed; whether this is news."""
         try:
             changed = os.lstat(f"{self._folder}/{name}").st_ctime_ns
         except FileNotFoundError:
             return False
-        is_news = self._left.get(name) != changed
-        self._left[name] = changed
+        is_news = self._skipped.get(name) != changed
+        self._skipped[name] = changed
         return is_news
 
     def seconds_to_wait(self) -> float:
@@ -129,9 +129,9 @@ class Intake:
         except FileNotFoundError:
             return
         changed = status.st_ctime_ns
-        if stat.S_ISDIR(status.st_mode) or self._left.get(name) == changed:
+        if stat.S_ISDIR(status.st_mode) or self._skipped.get(name) == changed:
             return
-        self._left.pop(name, None)
+        self._skipped.pop(name, None)
         age = time.time() - changed / 1e9
         if not stat.S_ISREG(status.st_mode) or changed == seen or age >= self.settle_seconds:
             self._add(name)  # what is no file does not become one: it is refused when it is taken
@@ -154,7 +154,7 @@ class Intake:
         for event in self._inotify.read(0):
             mask, name = event.mask, event.name
             if mask & (flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED):
-                raise SandboxError("watch incoming", path=self._folder, remedy="it was moved away; make it anew")
+                raise SandboxError("watch incoming", path=self._folder, remedy="it was moved away; make it again")
             if mask & flags.Q_OVERFLOW:
                 self._writing.clear()
                 self._next_scan = 0.0
@@ -188,7 +188,7 @@ class Intake:
         self._ready.pop(name, None)
         self._writing.discard(name)
         self._settling.pop(name, None)
-        self._left.pop(name, None)
+        self._skipped.pop(name, None)
 
 
 def _watch(folder: str) -> INotify:

@@ -1,11 +1,11 @@
-"""The ledger: an SQLite file with a row for each file that was taken (``jobs``) and for each attempt on it.
+"""The job database: an SQLite file with a row for each file that the service took, and for each attempt on it.
 
-What it says survives ``kill -9`` and a power cut: a method is one transaction, on the disk when it returns.
-Others may read it meanwhile (WAL)::
+Its content survives ``kill -9`` and a power cut: each method is one transaction, on the disk when it returns.
+Other programs may read it meanwhile (WAL)::
 
     sqlite3 ledger.sqlite3 "SELECT CAST(name AS TEXT), state, outcome FROM jobs JOIN attempts ON job = id"
 
-What the states mean, and how a job goes from one to the next, is told in ``spool.py``.
+``spool.py`` explains the states, and how a job goes from one to the next.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import json
 import os
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from gwsandbox.model.errors import SandboxError
@@ -27,11 +26,11 @@ _VERSION = 1
 _SCHEMA = """
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name BLOB NOT NULL,              -- in incoming/, as the bytes it is
+    name BLOB NOT NULL,              -- in incoming/, as bytes
     inode INTEGER NOT NULL,
     size INTEGER NOT NULL,
     state TEXT NOT NULL,
-    output TEXT NOT NULL,            -- file name of the output while it is made
+    output TEXT NOT NULL,            -- file name of the output while the worker writes it
     target BLOB,                     -- name in done/ or quarantine/, or back in incoming/
     taken_at REAL NOT NULL,          -- seconds since the Epoch, as all times
     ended_at REAL
@@ -57,7 +56,7 @@ _PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "bu
 
 
 class State(enum.Enum):
-    """Of a job; see ``spool.py``."""
+    """The state of a job; ``spool.py`` explains each."""
 
     RUNNING = enum.auto()
     WAITING = enum.auto()
@@ -83,18 +82,18 @@ _MOVES = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Job:
-    """A file that was taken.
+    """A file that the service took, as its row in the database says.
 
     Args:
-        number: The job's own.
-        name: Of the file, in ``incoming/``.
-        inode: Of the file.
-        output: Name of the output while it is made.
-        state: As the ledger has it.
-        target: Where it is on its way to, without the folder.
-        attempt: Number of the last attempt that was begun.
+        number: The job's number.
+        name: Name of the file in ``incoming/``.
+        inode: Inode of the file.
+        output: Name of the output while the worker writes it.
+        state: State of the job.
+        target: Name that the file or its output gets when it leaves ``work/``.
+        attempt: Number of the last attempt that began.
     """
 
     number: int
@@ -106,23 +105,48 @@ class Job:
     attempt: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How an attempt ended: what goes into its row."""
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended: the part of its row that its end fills in. Times are seconds since the Epoch."""
 
     outcome: str
     detail: str = ""
+    ended_at: float | None = None
     exit_code: int | None = None
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     memory_peak_bytes: int | None = None
 
 
-class Ledger:
-    """The file, open.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRow:
+    """An attempt as the database has it. ``outcome`` and what follows from the end are ``None`` while it runs."""
+
+    job: int
+    number: int
+    started_at: float
+    ended_at: float | None
+    outcome: str | None
+    detail: str | None
+    exit_code: int | None
+    wall_seconds: float | None
+    cpu_seconds: float | None
+    memory_peak_bytes: int | None
+    limits: dict[str, Any]
+
+
+_END_COLUMNS = tuple(field.name for field in fields(AttemptEnd))
+_ROW_COLUMNS = tuple(field.name for field in fields(AttemptRow))
+_SAVE_END = f"UPDATE attempts SET {', '.join(f'{name} = :{name}' for name in _END_COLUMNS)} "  # noqa: S608 - field names
+_SAVE_END += "WHERE job = :job AND number = :number"
+_READ_ROWS = f"SELECT {', '.join(_ROW_COLUMNS)} FROM attempts WHERE job = ? ORDER BY number"  # noqa: S608 - field names
+
+
+class JobDatabase:
+    """The open database.
 
     Raises:
-        SandboxError: It cannot be opened, or is another program's.
+        SandboxError: The file cannot be opened, or belongs to another program.
     """
 
     def __init__(self, path: str) -> None:
@@ -130,114 +154,107 @@ class Ledger:
         self._path = path
         with contextlib.ExitStack() as undo:
             try:
-                self._database = sqlite3.connect(path, isolation_level=None)
-                undo.callback(self._database.close)
+                self._connection = sqlite3.connect(path, isolation_level=None)
+                undo.callback(self._connection.close)
                 for pragma in _PRAGMAS:
-                    self._database.execute(f"PRAGMA {pragma}")
+                    self._connection.execute(f"PRAGMA {pragma}")
                 self._check_version()
             except sqlite3.Error as error:
                 remedy = "see that it is on a local disk with room, or move it away to start a new one"
-                raise SandboxError("open the ledger", path=path, value=str(error), remedy=remedy) from error
+                raise SandboxError("open the job database", path=path, value=str(error), remedy=remedy) from error
             undo.pop_all()
 
     def _check_version(self) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version == 0 and not self._database.execute("SELECT 1 FROM sqlite_master").fetchone():
-            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version == 0 and not self._connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version != _VERSION:
             remedy = f"this gwsandbox reads version {_VERSION} only; move it away to start a new one"
-            raise SandboxError("open the ledger", path=self._path, value=f"version {version}", remedy=remedy)
+            raise SandboxError("open the job database", path=self._path, value=f"version {version}", remedy=remedy)
 
     def close(self) -> None:
-        self._database.close()
+        self._connection.close()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._database.execute("BEGIN IMMEDIATE")
+        self._connection.execute("BEGIN IMMEDIATE")
         try:
-            yield self._database
+            yield self._connection
         except BaseException:
-            self._database.execute("ROLLBACK")
+            self._connection.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
+        self._connection.execute("COMMIT")
 
-    # --- the beginning ------------------------------------------------------------------------------
+    # --- the start of an attempt --------------------------------------------------------------------
 
     def take(self, name: str, inode: int, size: int, output: str, limits: dict[str, Any]) -> Job:
-        """A job for a file that is about to be taken, and its first attempt; or its next.
+        """Make the job of a file that the service is about to take, and begin its first attempt.
 
-        A file that we gave back is known by its name, inode and size, and its attempts still count.
+        A file that the service gave back keeps its job: name, inode and size identify it. Its earlier attempts
+        still count.
         """
-        with self._transaction() as database:
-            row = database.execute(
+        with self._transaction() as connection:
+            row = connection.execute(
                 "SELECT id FROM jobs WHERE state = ? AND target = ? AND inode = ? AND size = ?",
                 (State.RETURNED.name, os.fsencode(name), inode, size),
             ).fetchone()
             if row is None:
-                number = database.execute(
+                number = connection.execute(
                     "INSERT INTO jobs (name, inode, size, state, output, taken_at) VALUES (?, ?, ?, ?, ?, ?)",
                     (os.fsencode(name), inode, size, State.RUNNING.name, output, time.time()),
                 ).lastrowid
                 assert number is not None
                 job = Job(number, name, inode, output, State.RUNNING)
             else:
-                job = self._job(row[0])
-                self._move(job, State.RUNNING)
-            self._begin(job, limits)
-        return job
+                job = self._move(self._job(row[0]), State.RUNNING)
+            return self._begin(job, limits)
 
     def untake(self, job: Job) -> None:
-        """The file could not be taken after all: as if it had never been tried."""
-        with self._transaction() as database:
-            database.execute("DELETE FROM attempts WHERE job = ? AND number = ?", (job.number, job.attempt))
-            left = database.execute("SELECT 1 FROM attempts WHERE job = ?", (job.number,)).fetchone()
+        """Forget the attempt that began: the file could not be taken."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM attempts WHERE job = ? AND number = ?", (job.number, job.attempt))
+            left = connection.execute("SELECT 1 FROM attempts WHERE job = ?", (job.number,)).fetchone()
             if left is None:
-                database.execute("DELETE FROM jobs WHERE id = ?", (job.number,))
+                connection.execute("DELETE FROM jobs WHERE id = ?", (job.number,))
             else:
-                database.execute("UPDATE jobs SET state = ? WHERE id = ?", (State.RETURNED.name, job.number))
+                connection.execute("UPDATE jobs SET state = ? WHERE id = ?", (State.RETURNED.name, job.number))
 
-    def begin(self, job: Job, limits: dict[str, Any]) -> None:
-        """Another attempt on a job that waits."""
+    def begin(self, job: Job, limits: dict[str, Any]) -> Job:
+        """Begin another attempt on a job that waits."""
         with self._transaction():
-            self._move(job, State.RUNNING)
-            self._begin(job, limits)
+            return self._begin(self._move(job, State.RUNNING), limits)
 
-    def _begin(self, job: Job, limits: dict[str, Any]) -> None:
-        job.attempt += 1
-        self._database.execute(
+    def _begin(self, job: Job, limits: dict[str, Any]) -> Job:
+        job = replace(job, attempt=job.attempt + 1)
+        self._connection.execute(
             "INSERT INTO attempts (job, number, started_at, limits) VALUES (?, ?, ?, ?)",
             (job.number, job.attempt, time.time(), json.dumps(limits)),
         )
+        return job
 
-    # --- the end ------------------------------------------------------------------------------------
+    # --- the end of an attempt ----------------------------------------------------------------------
 
-    def end(self, job: Job, ending: Ending, state: State, target: str | None = None) -> None:
-        """The attempt that runs has ended, and this is what becomes of the job."""
-        values = {**asdict(ending), "ended_at": time.time(), "job": job.number, "number": job.attempt}
-        with self._transaction() as database:
-            database.execute(
-                "UPDATE attempts SET ended_at = :ended_at, outcome = :outcome, detail = :detail, "
-                "exit_code = :exit_code, wall_seconds = :wall_seconds, cpu_seconds = :cpu_seconds, "
-                "memory_peak_bytes = :memory_peak_bytes WHERE job = :job AND number = :number",
-                values,
-            )
-            self._move(job, state, target)
+    def end(self, job: Job, end: AttemptEnd, state: State, target: str | None = None) -> Job:
+        """Note the end of the attempt that runs, and move its job to ``state``."""
+        with self._transaction() as connection:
+            connection.execute(_SAVE_END, {**asdict(end), "job": job.number, "number": job.attempt})
+            return self._move(job, state, target)
 
-    def move(self, job: Job, state: State, target: str | None = None) -> None:
-        """A job goes on to its next state."""
+    def move(self, job: Job, state: State, target: str | None = None) -> Job:
+        """Move a job to its next state."""
         with self._transaction():
-            self._move(job, state, target)
+            return self._move(job, state, target)
 
-    def retarget(self, job: Job, target: str) -> None:
-        """It has to go by another name, as something of that name is there already."""
-        with self._transaction() as database:
-            database.execute("UPDATE jobs SET target = ? WHERE id = ?", (os.fsencode(target), job.number))
-        job.target = target
+    def retarget(self, job: Job, target: str) -> Job:
+        """Change the name that a job is to get, as another file has it."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE jobs SET target = ? WHERE id = ?", (os.fsencode(target), job.number))
+        return replace(job, target=target)
 
-    def _move(self, job: Job, state: State, target: str | None = None) -> None:
+    def _move(self, job: Job, state: State, target: str | None = None) -> Job:
         assert state in _MOVES.get(job.state, ()), f"job {job.number} cannot go from {job.state} to {state}"
-        job.state, job.target = state, job.target if target is None else target
-        self._database.execute(
+        job = replace(job, state=state, target=job.target if target is None else target)
+        self._connection.execute(
             "UPDATE jobs SET state = ?, target = ?, ended_at = ? WHERE id = ?",
             (
                 state.name,
@@ -246,20 +263,21 @@ class Ledger:
                 job.number,
             ),
         )
+        return job
 
     # --- questions ----------------------------------------------------------------------------------
 
     def unfinished(self) -> list[Job]:
-        """The jobs of which something may be in ``work/``, the oldest first."""
+        """The jobs that may have files in ``work/``, oldest first."""
         marks = ", ".join("?" * len(AT_REST))
-        rows = self._database.execute(
+        rows = self._connection.execute(
             f"SELECT id FROM jobs WHERE state NOT IN ({marks}) ORDER BY id",  # noqa: S608 - only question marks
             [state.name for state in AT_REST],
         ).fetchall()
         return [self._job(number) for (number,) in rows]
 
     def _job(self, number: int) -> Job:
-        name, inode, output, state, target, attempt = self._database.execute(
+        name, inode, output, state, target, attempt = self._connection.execute(
             "SELECT name, inode, output, state, target, (SELECT max(number) FROM attempts WHERE job = id) "
             "FROM jobs WHERE id = ?",
             (number,),
@@ -267,17 +285,9 @@ class Ledger:
         target = None if target is None else os.fsdecode(target)
         return Job(number, os.fsdecode(name), inode, output, State[state], target, attempt or 0)
 
-    def outcomes(self, job: Job) -> Counter[str]:
-        """How often each outcome ended an attempt on a job."""
-        rows = self._database.execute(
-            "SELECT outcome, count(*) FROM attempts WHERE job = ? AND outcome IS NOT NULL GROUP BY outcome",
-            (job.number,),
-        )
-        return Counter(dict(rows.fetchall()))
-
-    def attempts(self, job: Job) -> list[dict[str, Any]]:
-        """The rows of a job's attempts, for its report."""
-        cursor = self._database.execute("SELECT * FROM attempts WHERE job = ? ORDER BY number", (job.number,))
-        names = [column[0] for column in cursor.description]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-        return [{**row, "limits": json.loads(row["limits"])} for row in rows]
+    def attempts(self, job: Job) -> list[AttemptRow]:
+        """The attempts on a job, oldest first."""
+        rows = [
+            dict(zip(_ROW_COLUMNS, row, strict=True)) for row in self._connection.execute(_READ_ROWS, (job.number,))
+        ]
+        return [AttemptRow(**{**row, "limits": json.loads(row["limits"])}) for row in rows]

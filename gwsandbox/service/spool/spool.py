@@ -7,37 +7,36 @@
                          └───┘    ├──────> quarantine/NAME      the input, and NAME.report.json beside it
                        try again  └──────> incoming/NAME        given back, when the service is stopped
 
-A *job* is a file that was taken. Its state is in the ledger, and every change of it is on the disk before the
-files are touched that it speaks of; so what has to be done after a crash is told by the state and by what is
-where. All moves are renames on one file system, and none replaces anything.
+A *job* is a file that the service took. The job database holds its state. Each change of the state is on the disk
+before the spool touches a file for it. So after a crash the state, and where the files are, say what to do next.
+All moves are renames on one file system, and none replaces anything.
 
 ========== ========================================== ======================================================
-state      what is being done, step by step           found at the start of the service: what is done then
+state      what the service does, step by step        what the next start of the service does
 ========== ========================================== ======================================================
-RUNNING    make work/N; move the input there;         input in work/N: the attempt was INTERRUPTED, which
-           then the guest runs                        counts, and the job is judged like after any other end.
-                                                      Input in incoming/: it was not moved yet; as if never
-                                                      taken. Nowhere: VANISHED
-WAITING    nothing: it is tried again in some time    it is tried again
-PUBLISHING the output is on the disk. Move it to      output in work/N: it is moved. Then, as if just moved:
-           done/; remove work/N with the input        work/N is removed
-REJECTING  the report is on the disk. Move it to      what is still in work/N of the two is moved; work/N is
-           quarantine/, then the input; remove        removed
+RUNNING    make work/N; move the input there;         input in work/N: end the attempt as INTERRUPTED, and
+           then the guest runs                        decide as after any other end. Input in incoming/:
+                                                      forget the attempt. Input nowhere: VANISHED
+WAITING    wait for the next attempt                  wait for the next attempt
+PUBLISHING the output is on the disk. Move it to      move the output, if it is still in work/N; remove work/N
+           done/; remove work/N with the input
+REJECTING  the report is on the disk. Move it to      move what is still in work/N of the two; remove work/N
+           quarantine/, then the input; remove
            work/N
-RETURNING  move the input to incoming/; remove        input in work/N: it is moved. work/N is removed
+RETURNING  move the input to incoming/; remove        move the input, if it is still in work/N; remove work/N
            work/N
 ---------- ------------------------------------------ ------------------------------------------------------
-DONE, QUARANTINED, RETURNED, VANISHED: nothing of the job is in work/. A file that was RETURNED is RUNNING
-again when it is next taken, with the attempts that it had.
+DONE, QUARANTINED, RETURNED, VANISHED: nothing of the job is in work/. When the service takes a RETURNED file
+again, its job goes on with the attempts that it had.
 ========== ========================================== ======================================================
 
-So a file may be worked on twice (at least once), but its output is published once: only the state
-PUBLISHING, from which no way leads back, lets it be seen, and it is seen whole. When a job is at rest, the
-file is in exactly one of the folders. A file in work/ that the ledger knows nothing of (it was removed, or
-replaced by an old copy) goes back to incoming/ under a name of ours.
+So a worker may run twice for a file, but its output appears once, and whole: only the state PUBLISHING lets it
+appear, and no way leads back from it. When a job is at rest, its file is in exactly one of the folders. A file in
+work/ that the job database does not know goes back to incoming/ under a new name: somebody removed the database,
+or put an old copy in its place.
 
-While the guests of a service that was killed still die, their supervisor holds the spool's lock
-(``files.lock``); so nothing writes in work/ behind the back of the next.
+While the guests of a killed service still die, their supervisor holds the spool's lock (``files.lock``). So nothing
+writes into work/ beside the next service.
 """
 
 from __future__ import annotations
@@ -49,42 +48,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gwsandbox.service.config.config import Folders
+from gwsandbox.service.config.config import FolderConfig
 from gwsandbox.service.spool import files
-from gwsandbox.service.spool.job_database import Ending, Job, Ledger, State
+from gwsandbox.service.spool.job_database import AttemptEnd, Job, JobDatabase, State
 
 REPORT_SUFFIX = ".report.json"
 _TRASH = "trash"
 _NOT_JOBS = frozenset({_TRASH})
 
 
-class NoOutput(Exception):
-    """The worker says that it succeeded, and left no output that can be published; the text says why."""
-
-
 @dataclass(frozen=True, slots=True)
-class Paths:
-    """What a guest is given: where to read, where to write, and a folder of its own."""
+class GuestPaths:
+    """The paths that a guest gets: the input, the output to write, and a scratch folder of its own."""
 
     source: str
     output: str
     scratch: str
 
 
-@dataclass(slots=True)
-class Recovered:
-    """What was found at the start: jobs that wait for an attempt, and those whose last was interrupted."""
+@dataclass(frozen=True, slots=True)
+class RecoveredJobs:
+    """The jobs of an earlier service that go on: some wait for an attempt, others had one interrupted."""
 
     waiting: list[Job]
     interrupted: list[Job]
 
 
 class Spool:
-    """The folders and the ledger as one thing; see the module's text. To be used by who holds the lock."""
+    """The folders together with the job database; see the module's text. Only the holder of the lock may use it."""
 
-    def __init__(self, folders: Folders, ledger: Ledger, *, output_suffix: str | None = None) -> None:
+    def __init__(self, folders: FolderConfig, database: JobDatabase, *, output_suffix: str | None = None) -> None:
         self._folders = folders
-        self._ledger = ledger
+        self._database = database
         self.output_suffix = output_suffix
         self.trash = files.Trash(f"{folders.work}/{_TRASH}")
 
@@ -116,108 +111,110 @@ class Spool:
         source = f"{self._folders.incoming}/{name}"
         status = os.lstat(source)
         output = "output" + (self.output_suffix or files.suffix(name))
-        job = self._ledger.take(name, status.st_ino, status.st_size, output, limits)
+        job = self._database.take(name, status.st_ino, status.st_size, output, limits)
         try:
             os.mkdir(self._home(job), 0o700)
             files.move(source, self._input(job))
         except OSError:
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(self._home(job))
-            self._ledger.untake(job)
+            self._database.untake(job)
             raise
         return job
 
-    def try_again(self, job: Job, limits: dict[str, Any]) -> None:
-        """An attempt begins on a job that waits."""
+    def try_again(self, job: Job, limits: dict[str, Any]) -> Job:
+        """Begin an attempt on a job that waits."""
         self.trash.add(self._scratch(job))
-        self._ledger.begin(job, limits)
+        return self._database.begin(job, limits)
 
     def why_refused(self, job: Job) -> str:
-        """Why no guest may be given this file; empty where it may. Asked when nobody can swap it any more."""
+        """Why no guest may get this file; empty where a guest may. Nobody else can swap the file any more."""
         return files.why_refused(self._input(job))
 
-    def give_to_guest(self, job: Job) -> Paths:
-        """The paths of an attempt, in a scratch folder that is new."""
+    def give_to_guest(self, job: Job) -> GuestPaths:
+        """Make the scratch folder of an attempt, and return the attempt's paths."""
         os.mkdir(self._scratch(job), 0o700)
-        return Paths(self._input(job), self._output(job), self._scratch(job))
+        return GuestPaths(self._input(job), self._output(job), self._scratch(job))
 
     # --- out ----------------------------------------------------------------------------------------
 
-    def publish(self, job: Job, ending: Ending) -> None:
-        """It succeeded: the output goes to ``done/``.
+    def prepare_output(self, job: Job) -> str:
+        """Bring the output to the disk, with plain permissions.
 
-        Raises:
-            NoOutput: There is none; nothing has changed.
+        Returns:
+            Why it cannot be published; empty where it can.
         """
-        self._check_output(job)
+        path = self._output(job)
+        try:
+            refused = files.why_refused(path)
+        except FileNotFoundError:
+            return "the worker succeeded, but wrote no output"
+        if refused:
+            # A reader of the output would read something else.
+            return f"the worker succeeded, but its output is refused: {refused}"
+        os.chmod(path, 0o666 & ~_umask())
+        files.sync(path)
+        return ""
+
+    def publish(self, job: Job, end: AttemptEnd) -> Job:
+        """Move the output, which ``prepare_output`` found good, to ``done/``."""
         stem = job.name.removesuffix(files.suffix(job.name))
         target = self._free_name(self._folders.done, stem + job.output.removeprefix("output"), job)
-        self._ledger.end(job, ending, State.PUBLISHING, target)
-        self._finish_publishing(job)
+        return self._finish_publishing(self._database.end(job, end, State.PUBLISHING, target))
 
-    def reject(self, job: Job, ending: Ending, report: dict[str, Any]) -> None:
-        """It goes to ``quarantine/``, and its report beside it."""
-        path = self._report(job)
-        with open(path, "w", encoding="ascii") as file:
+    def reject(self, job: Job, end: AttemptEnd, report: dict[str, Any]) -> Job:
+        """Move the input to ``quarantine/``, and its report beside it."""
+        with open(self._report(job), "w", encoding="ascii") as file:
             json.dump(report, file, indent=2)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
         target = self._free_name(self._folders.quarantine, job.name, job, REPORT_SUFFIX)
-        self._ledger.end(job, ending, State.REJECTING, target)
-        self._finish_rejecting(job)
+        return self._finish_rejecting(self._database.end(job, end, State.REJECTING, target))
 
-    def wait(self, job: Job, ending: Ending) -> None:
-        """It is to be tried again later."""
-        self._ledger.end(job, ending, State.WAITING)
+    def wait(self, job: Job, end: AttemptEnd) -> Job:
+        """Let the job wait for its next attempt."""
+        return self._database.end(job, end, State.WAITING)
 
-    def give_back(self, job: Job, ending: Ending | None = None) -> None:
-        """It goes back to ``incoming/``: the attempt that runs was cancelled, or none runs."""
+    def give_back(self, job: Job, end: AttemptEnd | None = None) -> Job:
+        """Move the input back to ``incoming/``.
+
+        Args:
+            job: The job.
+            end: The end of its attempt; ``None`` where no attempt runs.
+        """
         target = self._free_name(self._folders.incoming, job.name, job)
-        if ending is None:
-            self._ledger.move(job, State.RETURNING, target)
-        else:
-            self._ledger.end(job, ending, State.RETURNING, target)
-        self._finish_returning(job)
+        if end is None:
+            return self._finish_returning(self._database.move(job, State.RETURNING, target))
+        return self._finish_returning(self._database.end(job, end, State.RETURNING, target))
 
-    def _check_output(self, job: Job) -> None:
-        path = self._output(job)
-        try:
-            refused = files.why_refused(path)
-        except FileNotFoundError as error:
-            raise NoOutput("the worker succeeded, but wrote no output") from error
-        if refused:
-            # Who reads the output would be made to read something else.
-            raise NoOutput(f"the worker succeeded, but its output is refused: {refused}")
-        os.chmod(path, 0o666 & ~_umask())
-        files.sync(path)
+    def _finish_publishing(self, job: Job) -> Job:
+        job = self._move_out(job, self._output(job), self._folders.done)
+        return self._leave(job, self._folders.done, State.DONE)
 
-    def _finish_publishing(self, job: Job) -> None:
-        self._move_out(job, self._output(job), self._folders.done)
-        self._leave(job, self._folders.done, State.DONE)
+    def _finish_rejecting(self, job: Job) -> Job:
+        job = self._move_out(job, self._report(job), self._folders.quarantine, REPORT_SUFFIX)
+        job = self._move_out(job, self._input(job), self._folders.quarantine)
+        return self._leave(job, self._folders.quarantine, State.QUARANTINED)
 
-    def _finish_rejecting(self, job: Job) -> None:
-        self._move_out(job, self._report(job), self._folders.quarantine, REPORT_SUFFIX)
-        self._move_out(job, self._input(job), self._folders.quarantine)
-        self._leave(job, self._folders.quarantine, State.QUARANTINED)
+    def _finish_returning(self, job: Job) -> Job:
+        job = self._move_out(job, self._input(job), self._folders.incoming)
+        return self._leave(job, self._folders.incoming, State.RETURNED)
 
-    def _finish_returning(self, job: Job) -> None:
-        self._move_out(job, self._input(job), self._folders.incoming)
-        self._leave(job, self._folders.incoming, State.RETURNED)
-
-    def _move_out(self, job: Job, source: str, folder: str, end: str = "") -> None:
-        """Move to the job's target, or to another where that is taken meanwhile; if it was not moved yet."""
+    def _move_out(self, job: Job, source: str, folder: str, end: str = "") -> Job:
+        """Move ``source`` to the job's target, or to another name where a file has that one. It may be gone already."""
         while os.path.lexists(source):
             assert job.target is not None
             try:
                 files.move(source, f"{folder}/{job.target}{end}")
             except FileExistsError:
-                self._ledger.retarget(job, self._free_name(folder, job.name, job, end))
+                job = self._database.retarget(job, self._free_name(folder, job.name, job, end))
+        return job
 
-    def _leave(self, job: Job, folder: str, state: State) -> None:
+    def _leave(self, job: Job, folder: str, state: State) -> Job:
         files.sync(folder)
         self.trash.add(self._home(job))
-        self._ledger.move(job, state)
+        return self._database.move(job, state)
 
     def _free_name(self, folder: str, name: str, job: Job, end: str = "") -> str:
         for target in files.names_like(name, job.number, room=len(end)):
@@ -227,18 +224,18 @@ class Spool:
 
     # --- after a crash ------------------------------------------------------------------------------
 
-    def recover(self) -> Recovered:
-        """Bring every job that was under way to where it can go on."""
-        found = Recovered([], [])
+    def recover(self) -> RecoveredJobs:
+        """Bring every unfinished job to a state from which it can go on."""
+        found = RecoveredJobs([], [])
         known = set(_NOT_JOBS)
-        for job in self._ledger.unfinished():
+        for job in self._database.unfinished():
             known.add(str(job.number))
             self._recover(job, found)
         for name in self._unknown(known):
             self._adopt(name)
         return found
 
-    def _recover(self, job: Job, found: Recovered) -> None:
+    def _recover(self, job: Job, found: RecoveredJobs) -> None:
         match job.state:
             case State.PUBLISHING:
                 self._finish_publishing(job)
@@ -252,7 +249,7 @@ class Spool:
                 found.waiting.append(job)
             case State.RUNNING if self._is_in_incoming(job):
                 self.trash.add(self._home(job))
-                self._ledger.untake(job)
+                self._database.untake(job)
             case _:
                 self._leave(job, self._folders.work, State.VANISHED)
 

@@ -14,22 +14,22 @@ from spools import SpoolFolder
 
 from gwsandbox import SandboxError
 from gwsandbox.linux import syscalls
-from gwsandbox.service.config.config import Folders
+from gwsandbox.service.config.config import FolderConfig
 from gwsandbox.service.spool import files
-from gwsandbox.service.spool.job_database import Ending, Job, Ledger, State
-from gwsandbox.service.spool.spool import NoOutput, Spool
+from gwsandbox.service.spool.job_database import AttemptEnd, Job, JobDatabase, State
+from gwsandbox.service.spool.spool import Spool
 
 KILLED = 77
-SUCCEEDED, OOM, CANCELLED = Ending(outcome="SUCCEEDED"), Ending(outcome="OUT_OF_MEMORY"), Ending(outcome="CANCELLED")
+SUCCEEDED, OOM, CANCELLED = AttemptEnd("SUCCEEDED"), AttemptEnd("OUT_OF_MEMORY"), AttemptEnd("CANCELLED")
 NAME = os.fsdecode(b"-x \xff\n.pdf")
 
 
 @contextlib.contextmanager
-def opened(folder: SpoolFolder) -> Iterator[tuple[Spool, Ledger]]:
+def opened(folder: SpoolFolder) -> Iterator[tuple[Spool, JobDatabase]]:
     paths = {name: str(folder.root / name) for name in ("incoming", "work", "done", "quarantine")}
     files.prepare(paths)
-    with contextlib.closing(Ledger(str(folder.ledger))) as ledger:
-        yield Spool(Folders(**paths), ledger), ledger
+    with contextlib.closing(JobDatabase(str(folder.database))) as database:
+        yield Spool(FolderConfig(**paths), database), database
 
 
 def work(spool: Spool, job: Job) -> None:
@@ -38,13 +38,19 @@ def work(spool: Spool, job: Job) -> None:
     Path(paths.output).write_bytes(Path(paths.source).read_bytes().upper())
 
 
+def publish(spool: Spool, job: Job) -> Job:
+    """What the dispatcher does when the guest has succeeded."""
+    assert spool.prepare_output(job) == ""
+    return spool.publish(job, SUCCEEDED)
+
+
 # --- the ways a file can go ------------------------------------------------------------------------------
 
 
 def to_done(spool: Spool) -> None:
     job = spool.take(NAME, {})
     work(spool, job)
-    spool.publish(job, SUCCEEDED)
+    publish(spool, job)
 
 
 def to_quarantine(spool: Spool) -> None:
@@ -56,10 +62,9 @@ def to_quarantine(spool: Spool) -> None:
 def to_done_at_the_second_try(spool: Spool) -> None:
     job = spool.take(NAME, {})
     work(spool, job)
-    spool.wait(job, OOM)
-    spool.try_again(job, {})
+    job = spool.try_again(spool.wait(job, OOM), {})
     work(spool, job)
-    spool.publish(job, SUCCEEDED)
+    publish(spool, job)
 
 
 def back_and_then_to_done(spool: Spool) -> None:
@@ -70,9 +75,7 @@ def back_and_then_to_done(spool: Spool) -> None:
 
 
 def waits_and_goes_back(spool: Spool) -> None:
-    job = spool.take(NAME, {})
-    spool.wait(job, OOM)
-    spool.give_back(job)
+    spool.give_back(spool.wait(spool.take(NAME, {}), OOM))
 
 
 WAYS = [to_done, to_quarantine, to_done_at_the_second_try, back_and_then_to_done, waits_and_goes_back]
@@ -125,16 +128,15 @@ def finish(folder: SpoolFolder) -> None:
     """What the next start does, until nothing is left to do."""
     with opened(folder) as (spool, _):
         found = spool.recover()
-        for job in found.interrupted:
-            spool.wait(job, Ending(outcome="INTERRUPTED"))
-        for job in [*found.waiting, *found.interrupted]:
-            spool.try_again(job, {})
+        interrupted = [spool.wait(job, AttemptEnd("INTERRUPTED")) for job in found.interrupted]
+        for waiting in [*found.waiting, *interrupted]:
+            job = spool.try_again(waiting, {})
             work(spool, job)
-            spool.publish(job, SUCCEEDED)
+            publish(spool, job)
         for name in folder.names("incoming"):
             job = spool.take(name, {})
             work(spool, job)
-            spool.publish(job, SUCCEEDED)
+            publish(spool, job)
         while not spool.trash.is_empty:
             spool.trash.empty(1)
 
@@ -175,7 +177,7 @@ def test_killed_before_any_step(tmp_path: Path, way: Callable[[Spool], None]) ->
 def test_killed_again_while_it_recovers(tmp_path: Path, way: Callable[[Spool], None]) -> None:
     def recover(spool: Spool) -> None:
         for job in spool.recover().interrupted:
-            spool.wait(job, Ending(outcome="INTERRUPTED"))
+            spool.wait(job, AttemptEnd("INTERRUPTED"))
 
     for step in range(30, 90, 12):
         for again in range(20, 60, 10):
@@ -199,7 +201,7 @@ def test_same_names_are_kept_apart(tmp_path: Path) -> None:
             folder.put("a.pdf", "content")
             job = spool.take("a.pdf", {})
             work(spool, job)
-            spool.publish(job, SUCCEEDED)
+            publish(spool, job)
         for name in ("b", "b.report.json", "b"):
             folder.put(name, "content")
             spool.reject(spool.take(name, {}), OOM, {})
@@ -221,7 +223,7 @@ def test_output_suffix_and_longest_names(tmp_path: Path) -> None:
             job = spool.take(name, {})
             spool.output_suffix = ".txt"  # as after a reload: what was taken before keeps its name
             work(spool, job)
-            spool.publish(job, SUCCEEDED)
+            publish(spool, job)
             spool.output_suffix = ".pdf"
         folder.put(long, "content")
         job = spool.take(long, {})
@@ -235,7 +237,7 @@ def test_output_suffix_and_longest_names(tmp_path: Path) -> None:
 def test_output_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a", "content")
-    with opened(folder) as (spool, ledger):
+    with opened(folder) as (spool, database):
         job = spool.take("a", {})
         output = spool.give_to_guest(job).output
         match kind:
@@ -248,11 +250,10 @@ def test_output_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
             case "two names":
                 Path(f"{output}.2").touch()
                 os.link(f"{output}.2", output)
-        with pytest.raises(NoOutput):
-            spool.publish(job, SUCCEEDED)
-        assert job.state is State.RUNNING
+        assert spool.prepare_output(job).startswith("the worker succeeded, but")
+        assert database.unfinished() == [job]
         spool.reject(job, OOM, {})
-        assert ledger.unfinished() == []
+        assert database.unfinished() == []
     assert folder.results() == {"done": set(), "quarantine": {"a"}}
 
 
@@ -265,7 +266,7 @@ def test_output_gets_plain_permissions(tmp_path: Path) -> None:
         os.chmod(spool.give_to_guest.__self__._output(job), 0o4777)  # type: ignore[attr-defined]
         before = os.umask(0o027)
         try:
-            spool.publish(job, SUCCEEDED)
+            publish(spool, job)
         finally:
             os.umask(before)
     assert (tmp_path / "done" / "a").stat().st_mode & 0o7777 == 0o640
@@ -274,13 +275,12 @@ def test_output_gets_plain_permissions(tmp_path: Path) -> None:
 def test_a_file_given_back_keeps_its_attempts(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a", "content")
-    with opened(folder) as (spool, ledger):
+    with opened(folder) as (spool, database):
         job = spool.take("a", {})
-        spool.wait(job, OOM)
-        spool.give_back(job)
+        spool.give_back(spool.wait(job, OOM))
         again = spool.take("a", {})
         assert (again.number, again.attempt) == (job.number, 2)
-        assert ledger.outcomes(again) == {"OUT_OF_MEMORY": 1}
+        assert [row.outcome for row in database.attempts(again)] == ["OUT_OF_MEMORY", None]
         spool.give_back(again, CANCELLED)
         folder.put("a", "another file of that name")
         other = spool.take("a", {})
@@ -338,7 +338,7 @@ def test_input_that_somebody_removed(tmp_path: Path) -> None:
     assert folder.names("incoming") == {"running"}
 
 
-def test_ledger_that_was_lost(tmp_path: Path) -> None:
+def test_database_that_was_lost(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a.pdf", "content")
     with opened(folder) as (spool, _):
@@ -353,36 +353,35 @@ def test_ledger_that_was_lost(tmp_path: Path) -> None:
     assert folder.names("work") == set()
 
 
-# --- the ledger ------------------------------------------------------------------------------------------
+# --- the database ------------------------------------------------------------------------------------------
 
 
 def test_job_cannot_leave_a_final_state(tmp_path: Path) -> None:
-    with contextlib.closing(Ledger(str(tmp_path / "l"))) as ledger:
-        job = ledger.take("a", 1, 1, "output", {})
-        ledger.end(job, SUCCEEDED, State.PUBLISHING, "a")
-        ledger.move(job, State.DONE)
+    with contextlib.closing(JobDatabase(str(tmp_path / "l"))) as database:
+        job = database.take("a", 1, 1, "output", {})
+        job = database.move(database.end(job, SUCCEEDED, State.PUBLISHING, "a"), State.DONE)
         for state in State:
             with pytest.raises(AssertionError):
-                ledger.move(job, state)
+                database.move(job, state)
 
 
-def test_ledger_of_another_kind(tmp_path: Path) -> None:
+def test_database_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "l"
     path.write_bytes(b"not a database at all, but long enough to be looked at as one")
-    with pytest.raises(SandboxError, match=r"open the ledger.*not a database.*move it away"):
-        Ledger(str(path))
+    with pytest.raises(SandboxError, match=r"open the job database.*not a database.*move it away"):
+        JobDatabase(str(path))
     path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE theirs (x)")
-    with pytest.raises(SandboxError, match=r"open the ledger.*version"):
-        Ledger(str(path))
+    with pytest.raises(SandboxError, match=r"open the job database.*version"):
+        JobDatabase(str(path))
 
 
-def test_ledger_can_be_read_meanwhile(tmp_path: Path) -> None:
+def test_database_can_be_read_meanwhile(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
-    with contextlib.closing(Ledger(str(folder.ledger))) as ledger:
-        job = ledger.take(NAME, 1, 1, "output", {"memory": 5})
+    with contextlib.closing(JobDatabase(str(folder.database))) as database:
+        job = database.take(NAME, 1, 1, "output", {"memory": 5})
         assert folder.rows("SELECT name, state FROM jobs") == [(os.fsencode(NAME), "RUNNING")]
-        ledger.end(job, OOM, State.WAITING)
-        (row,) = ledger.attempts(job)
-        assert (row["outcome"], row["limits"]) == ("OUT_OF_MEMORY", {"memory": 5})
+        database.end(job, OOM, State.WAITING)
+        (row,) = database.attempts(job)
+        assert (row.outcome, row.limits) == ("OUT_OF_MEMORY", {"memory": 5})

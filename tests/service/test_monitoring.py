@@ -1,4 +1,4 @@
-"""What the service tells: systemd by sd_notify, the journal by its native protocol, Prometheus by its figures."""
+"""What the service tells: systemd by sd_notify, the journal by its native protocol, Prometheus by its metrics."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 
 from gwsandbox import SandboxError
 from gwsandbox.linux.sd_notify import Manager
-from gwsandbox.service.config.config import Metrics
+from gwsandbox.service.config.config import MetricsConfig
 from gwsandbox.service.monitoring import journal, metrics_server
-from gwsandbox.service.monitoring.metrics import Figures, PrometheusFigures
+from gwsandbox.service.monitoring.metrics import Metrics, PrometheusMetrics
 from gwsandbox.service.monitoring.notify import Notifier
-from gwsandbox.service.spool.job_database import Ending
+from gwsandbox.service.spool.job_database import AttemptEnd
 
 
 @contextlib.contextmanager
@@ -196,15 +196,15 @@ def test_lines_where_the_journal_is_gone(
 def test_figures(tmp_path: Path) -> None:
     path = tmp_path / "x.prom"
     gauges = {"running": ("Files in work", lambda: 3.0)}
-    figures = PrometheusFigures(Metrics(textfile=str(path), textfile_seconds=1000), gauges)
-    figures.attempt(Ending(outcome="OUT_OF_MEMORY", wall_seconds=0.2, memory_peak_bytes=40 * 1024**2))
-    figures.attempt(Ending(outcome="REFUSED"))
-    figures.file("done")
-    figures.reload(is_good=False)
-    assert figures.seconds_to_wait() == 0
-    figures.write_textfile()
+    metrics = PrometheusMetrics(MetricsConfig(textfile=str(path), textfile_seconds=1000), gauges)
+    metrics.attempt(AttemptEnd(outcome="OUT_OF_MEMORY", wall_seconds=0.2, memory_peak_bytes=40 * 1024**2))
+    metrics.attempt(AttemptEnd(outcome="REFUSED"))
+    metrics.file("done")
+    metrics.reload(is_good=False)
+    assert metrics.seconds_to_wait() == 0
+    metrics.write_textfile()
     written = path.read_text()
-    assert written.encode() == figures.page()
+    assert written.encode() == metrics.page()
     for line in (
         'gwsandbox_attempts_total{outcome="OUT_OF_MEMORY"} 1.0',
         'gwsandbox_files_total{end="done"} 1.0',
@@ -214,24 +214,24 @@ def test_figures(tmp_path: Path) -> None:
         "gwsandbox_running 3.0",
     ):
         assert line in written.splitlines()
-    figures.file("done")
-    figures.write_textfile()
+    metrics.file("done")
+    metrics.write_textfile()
     assert path.read_text() == written  # it is not time yet
-    assert (figures.seconds_to_wait() or 0) > 900
+    assert (metrics.seconds_to_wait() or 0) > 900
     assert os.listdir(tmp_path) == ["x.prom"]
 
 
 def test_textfile_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
-    figures = PrometheusFigures(Metrics(textfile=str(tmp_path / "none" / "x.prom")), {})
-    figures.write_textfile()
+    metrics = PrometheusMetrics(MetricsConfig(textfile=str(tmp_path / "none" / "x.prom")), {})
+    metrics.write_textfile()
 
 
 def test_no_figures() -> None:
-    figures = Figures()
-    figures.attempt(Ending(outcome="FAILED"))
-    figures.write_textfile()
-    assert figures.seconds_to_wait() is None
-    assert figures.page() == b""
+    metrics = Metrics()
+    metrics.attempt(AttemptEnd(outcome="FAILED"))
+    metrics.write_textfile()
+    assert metrics.seconds_to_wait() is None
+    assert metrics.page() == b""
 
 
 # --- the port --------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class Loop:
         self.selector = selectors.DefaultSelector()
         with socket.create_server(("127.0.0.1", 0)) as probe:
             free = probe.getsockname()[1]
-        self.port = metrics_server.Port(free, lambda: page, self.selector)
+        self.server = metrics_server.MetricsServer(free, lambda: page, self.selector)
 
     def turn(self, times: int = 5) -> None:
         for _ in range(times):
@@ -252,12 +252,12 @@ class Loop:
                 key.data()
 
     def visit(self, request: bytes = b"") -> socket.socket:
-        visitor = socket.create_connection(("127.0.0.1", self.port.number), timeout=10)
+        visitor = socket.create_connection(("127.0.0.1", self.server.port), timeout=10)
         visitor.sendall(request)
         return visitor
 
     def close(self) -> None:
-        self.port.close()
+        self.server.close()
         self.selector.close()
 
 
@@ -289,7 +289,7 @@ def test_scrape_by_a_real_client() -> None:
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                answer = urllib.request.urlopen(f"http://127.0.0.1:{loop.port.number}/metrics", timeout=60)
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{loop.server.port}/metrics", timeout=60)
                 os._exit(0 if answer.read() == page else 2)
             os._exit(1)
         while (done := os.waitpid(pid, os.WNOHANG)) == (0, 0):
@@ -324,4 +324,4 @@ def test_visitors_who_say_nothing_do_not_keep_others_out(loop: Loop) -> None:
 
 def test_port_that_is_taken(loop: Loop) -> None:
     with pytest.raises(SandboxError, match=r"listen: 127\.0\.0\.1:\d+: Address already in use"):
-        metrics_server.Port(loop.port.number, lambda: b"", loop.selector)
+        metrics_server.MetricsServer(loop.server.port, lambda: b"", loop.selector)

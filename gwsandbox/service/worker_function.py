@@ -1,0 +1,123 @@
+"""The configured worker function: the service imports it once, and forked guests call it.
+
+Guests inherit the function, so nobody pickles it and its module is warm. The guest answers with a JSON text of
+bounded size. The service never unpickles an answer, because the input may have taken over the guest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gwsandbox.model.text import one_line, safe_text, shorten, shown, type_name
+
+_LONGEST_TEXT = 4000  # characters
+_function: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailure:
+    """The exception that the worker function raised, as text.
+
+    Args:
+        type: Name of the exception's class.
+        message: Its text.
+        traceback: Its traceback, without the frame of this module.
+    """
+
+    type: str
+    message: str
+    traceback: str
+
+
+def load_function(name: str, path: Sequence[str]) -> Callable[..., Any]:
+    """Import the function called ``name``.
+
+    Args:
+        name: ``MODULE:FUNCTION``.
+        path: Folders that Python searches first.
+
+    Raises:
+        ValueError: The module cannot be imported, lacks the function, or the function does not take two paths.
+    """
+    sys.path[:0] = [folder for folder in path if folder not in sys.path]
+    module, _, attribute = name.partition(":")
+    found = _import(module)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"module {module} has no {attribute}; check the name")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{name} is a {type(found).__name__}; name a function")  # noqa: TRY004 - of the config
+    _check_signature(found, name)
+    return found  # type: ignore[no-any-return]
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        why = one_line("".join(traceback.format_exception_only(error)))
+        if isinstance(error, ImportError):
+            why += "; set worker.path to the folder it is in, or install it"
+        raise ValueError(f"module {module} cannot be imported: {why}") from error
+
+
+def _check_signature(function: Callable[..., Any], name: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # a built-in without a signature
+    try:
+        signature.bind("input", "output")
+    except TypeError as error:
+        raise ValueError(f"{name}{signature} cannot be called with (input, output): {error}") from error
+
+
+def set_function(function: Callable[..., Any] | None) -> None:
+    """Choose the function that ``call_in_guest`` calls in guests forked from now on."""
+    global _function  # noqa: PLW0603 - guests inherit it without pickling
+    _function = function
+
+
+def call_in_guest(source: str, output: str, scratch: str) -> bytes:
+    """Call the function in the attempt's scratch folder.
+
+    Returns:
+        Nothing, or a JSON object that describes the exception of the function.
+    """
+    assert _function is not None
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    os.chdir(scratch)
+    try:
+        _function(source, output)
+    except MemoryError:
+        raise  # the engine turns it into OUT_OF_MEMORY
+    except Exception as error:  # noqa: BLE001 - every exception of the function becomes an answer
+        return json.dumps(asdict(_describe(error))).encode()
+    return b""
+
+
+def _describe(error: Exception) -> WorkerFailure:
+    frames = traceback.format_tb(error.__traceback__)[1:]  # the first frame is this module's
+    return WorkerFailure(type_name(error), safe_text(error)[:_LONGEST_TEXT], "".join(frames)[-_LONGEST_TEXT:])
+
+
+def parse_failure(value: object) -> WorkerFailure | None:
+    """Read the answer of ``call_in_guest``, which may be forged; ``None`` where the function raised nothing."""
+    if not isinstance(value, bytes) or not value:
+        return None
+    try:
+        answer = json.loads(value[: 16 * _LONGEST_TEXT])
+        texts = [shown(str(answer[name]))[:_LONGEST_TEXT] for name in ("type", "message", "traceback")]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return WorkerFailure("?", f"the answer cannot be read: {shorten(value)}", "")
+    return WorkerFailure(*texts)
