@@ -29,9 +29,12 @@ F_SEAL_ALL = 0x000F  # SEAL | SHRINK | GROW | WRITE
 _SYS_CLONE = 56 if os.uname().machine == "x86_64" else 220
 AT_FDCWD = -100  # include/uapi/linux/fcntl.h
 RENAME_NOREPLACE = 1  # include/uapi/linux/fs.h; Linux 3.15
+RESOLVE_NO_SYMLINKS = 0x04  # include/uapi/linux/openat2.h
+RESOLVE_BENEATH = 0x08
 
 _SYS_CLONE3 = 435  # Linux 5.3
 _SYS_CLOSE_RANGE = 436  # Linux 5.9
+_SYS_OPENAT2 = 437  # Linux 5.6
 
 # PyDLL keeps the GIL: a child of clone3 must come back holding it.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -104,6 +107,16 @@ def renameat2(source: str, target: str, flags: int) -> None:
     paths = [ctypes.c_char_p(os.fsencode(path)) for path in (source, target)]
     if _libc.renameat2(AT_FDCWD, paths[0], AT_FDCWD, paths[1], ctypes.c_uint(flags)):
         raise _fail("renameat2")
+
+
+def openat2(folder: int, path: str, flags: int, *, resolve: int) -> int:
+    """openat2(2) without a mode, so it creates no file. ENOSYS: older than Linux 5.6, or a seccomp filter."""
+    how = struct.pack("=3Q", flags, 0, resolve)  # struct open_how: flags, mode, resolve
+    arguments = ctypes.c_int(folder), ctypes.c_char_p(os.fsencode(path)), how, ctypes.c_size_t(len(how))
+    fd: int = _syscall(ctypes.c_long(_SYS_OPENAT2), *arguments)
+    if fd < 0:
+        raise _fail("openat2")
+    return fd
 
 
 def tid_address() -> int:

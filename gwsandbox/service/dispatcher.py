@@ -1,4 +1,8 @@
-"""The dispatcher: begins attempts on files, and does with each file what the end of its attempt asks for."""
+"""The dispatcher: begins attempts on files, and does with each file what the end of its attempt asks for.
+
+Each method that works with files or the job database is a step for the ``StorageGuard``: where it fails, it can be
+done again. So a step either does one thing, or hands the next thing over as a step of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,43 @@ import errno
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.text import shown
 from gwsandbox.service.config.config import ServiceConfig
-from gwsandbox.service.finished_attempt import FinishedAttempt, from_result, without_guest
-from gwsandbox.service.monitoring.journal import INFO, NOTICE, WARNING, Journal
+from gwsandbox.service.finished_attempt import (
+    CHANGED,
+    INTERRUPTED,
+    REFUSED,
+    FinishedAttempt,
+    from_result,
+    without_guest,
+)
+from gwsandbox.service.monitoring.attempt_entry import write_entry
+from gwsandbox.service.monitoring.journal import WARNING, Journal
 from gwsandbox.service.monitoring.metrics import Metrics
-from gwsandbox.service.retry_policy import INTERRUPTED, REFUSED, Fate, decide, quarantine_report
+from gwsandbox.service.retry_policy import Fate, decide, quarantine_report
+from gwsandbox.service.spool.files import Refused
 from gwsandbox.service.spool.incoming import IncomingWatcher
-from gwsandbox.service.spool.job_database import Job, JobDatabase
-from gwsandbox.service.spool.spool import Spool
+from gwsandbox.service.spool.job_database import Job, JobDatabase, State
+from gwsandbox.service.spool.output import NotOnDisk, StillWritten
+from gwsandbox.service.spool.spool import Spool, StagedAttempt
+from gwsandbox.service.storage_guard import FAILURES, StorageGuard
 from gwsandbox.service.worker_pool import Finished, WorkerPool
 
-MESSAGE_ID = "b1c1f0a6d6a44c0b9f5f3a5d0e7a4c21"
-"""Message id of the journal entry at the end of every attempt: ``journalctl MESSAGE_ID=…``."""
-
 _FAILURES_IN_A_ROW = 5
-_NOT_A_FILES_FAULT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
-_PLACES = {Fate.PUBLISH: "done", Fate.QUARANTINE: "quarantined", Fate.GIVE_BACK: "returned"}
+_PROBES = 3
+_NOT_A_FILES_FAULT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
+_OUTPUT_SECONDS = 0.05  # between two looks whether a dying process still has the output open
+_OUTPUT_LOOKS = 100
 
 
-@dataclass(slots=True)
 class Dispatcher:
     """Moves files between the incoming watcher, the worker pool and the spool.
 
@@ -43,22 +58,41 @@ class Dispatcher:
         pool: Runs the attempts.
         journal: Gets an entry for each attempt.
         metrics: Counts attempts and files.
-        is_stopping: Whether the service stops.
     """
 
-    config: ServiceConfig
-    spool: Spool
-    database: JobDatabase
-    watcher: IncomingWatcher
-    pool: WorkerPool
-    journal: Journal
-    metrics: Metrics
-    is_stopping: bool = False
-    _waiting: list[tuple[float, int, Job]] = field(default_factory=list)
-    _order: Iterator[int] = field(default_factory=itertools.count)
-    _failures: int = 0
+    def __init__(
+        self,
+        config: ServiceConfig,
+        *,
+        spool: Spool,
+        database: JobDatabase,
+        watcher: IncomingWatcher,
+        pool: WorkerPool,
+        journal: Journal,
+        metrics: Metrics,
+    ) -> None:
+        self.config = config
+        self._spool = spool
+        self._database = database
+        self._watcher = watcher
+        self._pool = pool
+        self._journal = journal
+        self._metrics = metrics
+        self.storage = StorageGuard(journal, spool.check_storage)
+        self.is_stopping = False
+        self._waiting: list[tuple[float, int, Job]] = []
+        self._order: Iterator[int] = itertools.count()
+        self._copying: deque[StagedAttempt] = deque()
+        self._staged: deque[StagedAttempt] = deque()
+        self._failures = 0
+        self._failed_probes = 0
+        self._wants_probe = False
 
     # --- the start of an attempt --------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """How many files are in work."""
+        return len(self._pool) + len(self._copying) + len(self._staged)
 
     @property
     def waiting(self) -> int:
@@ -71,35 +105,90 @@ class Dispatcher:
 
     def has_work(self) -> bool:
         """Whether an attempt could begin now."""
-        return len(self.watcher) > 0 or self.seconds_to_wait() == 0
+        if self.storage.failure or self._wants_probe or self._pool.is_probing:
+            return False
+        return len(self._watcher) > 0 or self.seconds_to_wait() == 0
 
     def begin_one(self) -> None:
         """Begin an attempt on a file that has waited long enough, or else on a new one."""
         if self.seconds_to_wait() == 0:
-            job = heapq.heappop(self._waiting)[2]
-            self._begin(self.spool.try_again(job, self._limits()))
-        elif (name := self.watcher.pop()) is not None:
+            self.storage.run(partial(self._begin_again, heapq.heappop(self._waiting)[2]))
+        elif (name := self._watcher.pop()) is not None:
             self._take(name)
+
+    def _begin_again(self, job: Job) -> None:
+        job = self._spool.try_again(job, self._limits())
+        self.storage.run(partial(self._stage, job))
 
     def _take(self, name: str) -> None:
         try:
-            job = self.spool.take(name, self._limits())
+            job = self._spool.open_job(name, self._limits())
         except FileNotFoundError:
             return  # its producer has removed it
-        except OSError as error:
-            if error.errno in _NOT_A_FILES_FAULT:
-                raise
-            if self.watcher.skip(name):
-                text = f"{shown(name)} cannot be taken and stays in incoming: {error.strerror}"
-                self.journal.write(text, WARNING, FILE=_bytes(name))
+        except FAILURES as error:
+            self.storage.fail(error)
+            self._watcher.put_back(name)
             return
-        if refused := self.spool.why_refused(job):
-            self._finish(without_guest(job, self.database.attempts(job), REFUSED, refused))
+        try:
+            self._spool.fetch(job)
+        except OSError as error:
+            self.storage.run(partial(self._recover, job.number))
+            self._leave(name, error)
         else:
-            self._begin(job)
+            self.storage.run(partial(self._stage, job))
 
-    def _begin(self, job: Job) -> None:
-        self.pool.start_attempt(job, self.spool.give_to_guest(job))
+    def _leave(self, name: str, error: OSError) -> None:
+        """Leave a file in ``incoming/`` that could not be moved from there."""
+        if error.errno in _NOT_A_FILES_FAULT:
+            self.storage.fail(error)
+            self._watcher.put_back(name)
+        elif not isinstance(error, FileNotFoundError) and self._watcher.skip(name):
+            text = f"{shown(name)} cannot be taken and stays in incoming: {error.strerror}"
+            self._journal.write(text, WARNING, FILE=name.encode(errors="surrogateescape"))
+
+    def _stage(self, job: Job) -> None:
+        if self.is_stopping:
+            self._end_without_guest(job, Outcome.CANCELLED.name, "the service stops")
+            return
+        try:
+            self._copying.append(self._spool.stage(job))
+        except Refused as error:
+            self._end_without_guest(job, REFUSED, str(error))
+        except StillWritten:
+            self._end_without_guest(job, CHANGED, "its producer has it open for writing")
+        except OSError as error:
+            self._fail_to_copy(job, error)
+
+    def copy_inputs(self, seconds: float) -> None:
+        """Copy inputs for up to ``seconds``, and start the attempts whose copies are complete."""
+        deadline = time.monotonic() + seconds
+        while self._copying and time.monotonic() < deadline:
+            staged = self._copying[0]
+            try:
+                is_complete = staged.copy.advance(deadline)
+            except OSError as error:
+                self._copying.popleft().copy.close()
+                self.storage.run(partial(self._fail_to_copy, staged.job, error))
+                continue
+            if is_complete:
+                self._staged.append(self._copying.popleft())
+        while self._staged and self._pool.has_room:
+            self._pool.start_attempt(self._staged.popleft())
+        if self._wants_probe and self._pool.has_room:
+            self._wants_probe = False
+            self._pool.start_probe()
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether ``copy_inputs`` has something to copy."""
+        return bool(self._copying)
+
+    def _fail_to_copy(self, job: Job, error: OSError) -> None:
+        if error.errno in _NO_ROOM:
+            self.storage.fail(error, partial(self._stage, job))
+        else:
+            self.storage.fail(error)
+            self._end_without_guest(job, INTERRUPTED, f"its input could not be copied: {error.strerror}")
 
     def _limits(self) -> dict[str, Any]:
         return dict(self.config.limits.requested())
@@ -110,95 +199,124 @@ class Dispatcher:
         """Do what the ends of attempts ask for.
 
         Raises:
-            SandboxError: The sandbox itself fails again and again.
+            SandboxError: The sandbox itself fails, even for a task that does nothing.
         """
         for one in finished:
-            self._finish(self._read(one.job, one.result))
-        self._check_sandbox(finished)
+            if one.staged is None:
+                self._finish_probe(one.result)
+            else:
+                self._count_failures(one.result)
+                self.storage.run(partial(self._finish, one.staged, one.result, _OUTPUT_LOOKS))
 
-    def _check_sandbox(self, finished: Sequence[Finished]) -> None:
-        failures = [one for one in finished if one.result.outcome is Outcome.SANDBOX_ERROR]
-        if len(failures) < len(finished):
-            self._failures = 0
-            return
-        self._failures += bool(finished)
-        if self._failures >= _FAILURES_IN_A_ROW:
-            raise SandboxError(
-                "run a sandbox",
-                value=failures[0].result.detail,
-                remedy=f"it failed {self._failures} times in a row; see gwsandbox doctor",
-            )
+    def _finish(self, staged: StagedAttempt, result: TaskResult, looks: int) -> None:
+        attempt = from_result(staged.job, self._database.attempts(staged.job), result)
+        if result.outcome is not Outcome.CANCELLED and self._spool.is_changed(staged):
+            attempt = attempt.overruled(CHANGED, "its producer changed it during the attempt")
+        elif attempt.end.outcome == Outcome.SUCCEEDED.name:
+            try:
+                self._spool.take_output(staged.job)
+            except Refused as error:
+                attempt = attempt.overruled(Outcome.FAILED.name, f"the worker succeeded, but {error}")
+            except StillWritten:
+                if looks > 0:
+                    self.storage.run_later(_OUTPUT_SECONDS, partial(self._finish, staged, result, looks - 1))
+                    return
+                detail = "the worker succeeded, but a process that it left behind still writes its output"
+                attempt = attempt.overruled(Outcome.FAILED.name, detail)
+            except NotOnDisk as error:
+                self.storage.fail(error)
+                attempt = attempt.overruled(INTERRUPTED, f"the disk did not take the output: {error}")
+        self._conclude(attempt)
 
-    def _read(self, job: Job, result: TaskResult) -> FinishedAttempt:
-        output_error = self.spool.prepare_output(job) if result.outcome is Outcome.SUCCEEDED else ""
-        return from_result(job, self.database.attempts(job), result, output_error)
+    def _end_without_guest(self, job: Job, outcome: str, detail: str) -> None:
+        self._conclude(without_guest(job, self._database.attempts(job), outcome, detail))
 
-    def _finish(self, attempt: FinishedAttempt) -> None:
-        job, end = attempt.job, attempt.end
+    def _conclude(self, attempt: FinishedAttempt) -> None:
         fate = decide(attempt, self.config, is_stopping=self.is_stopping)
-        match fate:
-            case Fate.PUBLISH:
-                job = self.spool.publish(job, end)
-            case Fate.TRY_AGAIN:
-                job = self.spool.wait(job, end)
-                self._try_again(job, self.config.retry_delay_seconds)
-            case Fate.QUARANTINE:
-                job = self.spool.reject(job, end, quarantine_report(attempt))
-            case Fate.GIVE_BACK:
-                job = self.spool.give_back(job, end)
-        self._report(job, attempt, fate)
+        self.storage.run(
+            partial(self._carry_out, attempt, attempt.job, fate), partial(self._carry_out_again, attempt, fate)
+        )
+
+    def _carry_out_again(self, attempt: FinishedAttempt, fate: Fate) -> None:
+        """Go on where ``_carry_out`` failed: the job database says how far it came."""
+        self._carry_out(attempt, self._database.job(attempt.job.number), fate)
+
+    def _carry_out(self, attempt: FinishedAttempt, job: Job, fate: Fate) -> None:
+        end = attempt.end
+        if job.state is not State.RUNNING:
+            job = self._spool.resume(job)
+        elif fate is Fate.PUBLISH:
+            job = self._spool.publish(job, end)
+        elif fate is Fate.TRY_AGAIN:
+            job = self._spool.wait(job, end)
+        elif fate is Fate.QUARANTINE:
+            job = self._spool.reject(job, end, quarantine_report(attempt))
+        else:
+            job = self._spool.give_back(job, end)
+        if fate is Fate.TRY_AGAIN:
+            self._try_again(job, self.config.retry_delay_seconds)
+        elif end.outcome == CHANGED:
+            self._watcher.settle(job.target or job.name)
+        self._metrics.attempt(end, fate)
+        write_entry(self._journal, job, end, fate)
 
     def _try_again(self, job: Job, delay: float) -> None:
         heapq.heappush(self._waiting, (time.monotonic() + delay, next(self._order), job))
 
-    def _report(self, job: Job, attempt: FinishedAttempt, fate: Fate) -> None:
-        """Count the attempt, and write its entry in the journal."""
-        end = attempt.end
-        self.metrics.attempt(end)
-        if fate in _PLACES:
-            self.metrics.file(_PLACES[fate])
-        text = f"{shown(job.name)}: {end.outcome}, {_WORDS[fate](job)}"
-        self.journal.write(
-            f"{text}: {end.detail}" if end.detail else text,
-            INFO if fate is Fate.PUBLISH else NOTICE,
-            MESSAGE_ID=MESSAGE_ID,
-            FILE=_bytes(job.name),
-            JOB=job.number,
-            ATTEMPT=job.attempt,
-            FATE=fate.name,
-            TARGET=None if job.target is None else _bytes(job.target),
-            OUTCOME=end.outcome,
-            DETAIL=end.detail,
-            EXIT_STATUS=end.exit_code,
-            PEAK=end.memory_peak_bytes,
-            WALL_SECONDS=end.wall_seconds,
-            CPU_SECONDS=end.cpu_seconds,
-        )
+    # --- sandboxes that fail ------------------------------------------------------------------------
+
+    def _count_failures(self, result: TaskResult) -> None:
+        """Find out whether the sandbox itself fails. Guests can make theirs fail, so a task without a file decides."""
+        self._failures = self._failures + 1 if result.outcome is Outcome.SANDBOX_ERROR else 0
+        if self._failures >= _FAILURES_IN_A_ROW and not self._pool.is_probing:
+            self._wants_probe = True
+
+    def _finish_probe(self, result: TaskResult) -> None:
+        if result.outcome in {Outcome.SUCCEEDED, Outcome.CANCELLED}:
+            text = f"{self._failures} attempts in a row failed in the sandbox, but an empty task works: it goes on"
+            self._journal.write(text, WARNING)
+            self._failures = self._failed_probes = 0
+        elif self._pool.needs_another and self._failed_probes < _PROBES:
+            self._failed_probes += 1
+            self._wants_probe = True  # a guest beside it may have ended the supervisor
+        else:
+            remedy = f"it failed {self._failures} times in a row, then for an empty task; see gwsandbox doctor"
+            raise SandboxError("run a sandbox", value=result.detail, remedy=remedy)
 
     # --- the start and the end of the service -------------------------------------------------------
 
     def recover(self) -> None:
         """Go on with the jobs of an earlier service."""
-        found = self.spool.recover()
-        for job in found.waiting:
+        for job in self._database.unfinished():
+            self.storage.run(partial(self._recover, job.number))
+        self.storage.run(self._spool.adopt_unknown)
+
+    def _recover(self, number: int) -> None:
+        job = self._spool.recover(self._database.job(number))
+        if job.state is State.WAITING:
             self._try_again(job, 0)
-        for job in found.interrupted:
-            detail = "the service ended during the attempt"
-            self._finish(without_guest(job, self.database.attempts(job), INTERRUPTED, detail))
+        elif job.state is State.RUNNING:
+            self._end_without_guest(job, INTERRUPTED, "the service ended during the attempt")
+
+    def stop(self) -> None:
+        """Begin no attempt any more, and give back the files whose attempts have not begun."""
+        self.is_stopping = True
+        not_begun = [*self._copying, *self._staged]
+        self._copying.clear()
+        self._staged.clear()
+        for staged in not_begun:
+            staged.copy.close()
+            self.storage.run(partial(self._end_without_guest, staged.job, Outcome.CANCELLED.name, "the service stops"))
 
     def give_back_waiting(self) -> None:
         """Give back the files that wait for another attempt, so that a stopped service keeps no file."""
         while self._waiting:
-            self.spool.give_back(heapq.heappop(self._waiting)[2])
+            job = heapq.heappop(self._waiting)[2]
+            self.storage.run(partial(self._give_back, job.number))
 
-
-_WORDS: dict[Fate, Callable[[Job], str]] = {
-    Fate.PUBLISH: lambda job: f"done as {shown(job.target or '')}",
-    Fate.TRY_AGAIN: lambda job: f"to be tried again after attempt {job.attempt}",
-    Fate.QUARANTINE: lambda job: f"quarantined as {shown(job.target or '')} after attempt {job.attempt}",
-    Fate.GIVE_BACK: lambda _job: "given back",
-}
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode(errors="surrogateescape")
+    def _give_back(self, number: int) -> None:
+        job = self._database.job(number)
+        if job.state is State.WAITING:
+            self._spool.give_back(job)
+        else:
+            self._spool.resume(job)

@@ -10,15 +10,10 @@ from typing import Any
 from gwsandbox.model.result import Outcome
 from gwsandbox.model.serialise import as_object
 from gwsandbox.service.config.config import ServiceConfig
-from gwsandbox.service.finished_attempt import FinishedAttempt
-
-INTERRUPTED = "INTERRUPTED"
-"""The service ended while the attempt ran."""
-REFUSED = "REFUSED"
-"""The service does not give such a file to a guest."""
+from gwsandbox.service.finished_attempt import CHANGED, INTERRUPTED, REFUSED, FinishedAttempt
 
 _OURS = (INTERRUPTED, Outcome.SANDBOX_ERROR.name)
-_NOT_COUNTED = frozenset({*_OURS, Outcome.CANCELLED.name, REFUSED})
+_NOT_COUNTED = frozenset({*_OURS, Outcome.CANCELLED.name, REFUSED, CHANGED})
 
 
 class Fate(enum.Enum):
@@ -41,7 +36,7 @@ def decide(attempt: FinishedAttempt, config: ServiceConfig, *, is_stopping: bool
     outcome, before = attempt.end.outcome, Counter(attempt.earlier)
     if outcome == Outcome.SUCCEEDED.name:
         return Fate.PUBLISH
-    if outcome == Outcome.CANCELLED.name or (is_stopping and outcome == Outcome.KILLED.name):
+    if outcome in {Outcome.CANCELLED.name, CHANGED} or (is_stopping and outcome == Outcome.KILLED.name):
         return Fate.GIVE_BACK
     if outcome in _OURS:
         # The file may be the cause: a guest can end its supervisor, or the whole service.

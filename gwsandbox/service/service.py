@@ -28,6 +28,7 @@ from typing import Self
 
 from gwsandbox.linux.sd_notify import Manager
 from gwsandbox.memory_usage import get_available_memory_bytes
+from gwsandbox.model.text import shown
 from gwsandbox.service.config.config import ServiceConfig
 from gwsandbox.service.config.reader import ConfigError, read_config
 from gwsandbox.service.dispatcher import Dispatcher
@@ -36,14 +37,16 @@ from gwsandbox.service.monitoring.metrics import Metrics, PrometheusMetrics
 from gwsandbox.service.monitoring.metrics_server import MetricsServer
 from gwsandbox.service.monitoring.notify import Notifier
 from gwsandbox.service.signals import Signals
-from gwsandbox.service.spool import files
+from gwsandbox.service.spool import folders
 from gwsandbox.service.spool.incoming import IncomingWatcher
 from gwsandbox.service.spool.job_database import JobDatabase
 from gwsandbox.service.spool.spool import Spool
+from gwsandbox.service.storage_guard import RETRY_SECONDS, Step
 from gwsandbox.service.worker_pool import Finished, WorkerPool
 
 _MEMORY_SECONDS = 1.0  # between two checks of memory that is short: the kernel announces nothing
-_TRASH_SECONDS = 0.05  # of each turn
+_TRASH_SECONDS = _COPY_SECONDS = 0.05  # of each turn
+_MOST_NAMES = 10  # in one journal entry
 _STOP_MARGIN = 30.0  # seconds for the steps after the drain
 
 
@@ -74,22 +77,30 @@ class Service:
         self._signals = opened.enter_context(Signals(signal.SIGHUP, signal.SIGTERM, signal.SIGINT))
         self._journal = Journal()
         opened.callback(self._journal.close)
-        folders = {name: getattr(config.folders, name) for name in ("work", "incoming", "done", "quarantine")}
-        files.prepare(folders)
-        opened.callback(os.close, files.lock(config.folders.work))
+        has_leases = folders.prepare(
+            {name: getattr(config.folders, name) for name in ("work", "incoming", "done", "quarantine")}
+        )
+        opened.callback(os.close, folders.lock(config.folders.work))
         database = JobDatabase(config.database)
         opened.callback(database.close)
         self._spool = Spool(config.folders, database, output_suffix=config.worker.output_suffix)
-        self._watcher = IncomingWatcher(config.folders.incoming, config.settle_seconds)
+        opened.callback(self._spool.trash.close)
+        self._watcher = IncomingWatcher(config.folders.incoming, config.settle_seconds, has_leases=has_leases)
         opened.callback(self._watcher.close)
         self._selector = opened.enter_context(selectors.DefaultSelector())
         self._selector.register(self._signals, selectors.EVENT_READ, self._handle_signals)
-        self._selector.register(self._watcher, selectors.EVENT_READ, self._watcher.read_events)
+        self._selector.register(self._watcher, selectors.EVENT_READ, self._read_events)
         self._pool = WorkerPool(config)
         opened.callback(self._pool.close)
         self._metrics = self._open_metrics(config, opened)
         self._dispatcher = Dispatcher(
-            config, self._spool, database, self._watcher, self._pool, self._journal, self._metrics
+            config,
+            spool=self._spool,
+            database=database,
+            watcher=self._watcher,
+            pool=self._pool,
+            journal=self._journal,
+            metrics=self._metrics,
         )
 
     def _open_metrics(self, config: ServiceConfig, opened: contextlib.ExitStack) -> Metrics:
@@ -98,9 +109,11 @@ class Service:
         metrics = PrometheusMetrics(
             config.metrics,
             {
-                "running": ("Files in work", lambda: len(self._pool)),
+                "running": ("Files in work", lambda: len(self._dispatcher)),
                 "ready": ("Files in incoming that can be taken", lambda: len(self._watcher)),
                 "waiting": ("Files that wait for another attempt", lambda: self._dispatcher.waiting),
+                "folders": ("Folders in incoming, which are not taken", lambda: len(self._watcher.folders)),
+                "storage_failing": ("1 while a disk fails and no file is taken", self._storage_fails),
                 "memory_short": ("1 while memory is short and no file is taken", self._memory_is_short),
                 "available_memory_bytes": ("Available memory", get_available_memory_bytes),
             },
@@ -126,7 +139,7 @@ class Service:
         """
         self._start_supervisor()
         self._dispatcher.recover()
-        self._watcher.scan()
+        self._scan()
         self._notifier.ready()
         self._journal.write(f"takes files from {self._config.folders.incoming}", NOTICE)
         while not self._is_over():
@@ -138,18 +151,21 @@ class Service:
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._seconds_to_wait()):
             key.data()
-        self._watcher.look()
+        self._look()
         self._replace_supervisor()
         self._fill_slots()
+        self._dispatcher.copy_inputs(_COPY_SECONDS)
         finished, self._finished = self._finished, []
         self._dispatcher.finish(finished)
+        self._dispatcher.storage.check()
         self._check_deadlines()
 
     def _seconds_to_wait(self) -> float | None:
-        if not self._spool.trash.is_empty or self._finished:
+        if not self._spool.trash.is_empty or self._finished or self._dispatcher.is_copying:
             return 0
         moments = [
             self._watcher.seconds_to_wait(),
+            self._dispatcher.storage.seconds_to_wait(),
             self._notifier.seconds_to_wait(),
             self._metrics.seconds_to_wait(),
             self._until(self._drain_ends_at),
@@ -178,21 +194,51 @@ class Service:
 
     def _status(self) -> str:
         parts = [
-            f"{len(self._pool)} in work",
+            f"{len(self._dispatcher)} in work",
             f"{len(self._watcher)} to take",
             f"{self._dispatcher.waiting} to try again",
         ]
         if self._dispatcher.is_stopping:
             parts.append("stopping")
+        elif self._storage_fails():
+            parts.append(f"no file is taken: {self._dispatcher.storage.failure}")
         elif self._check_memory_at is not None:
             parts.append("memory is short: no file is taken")
+        if self._watcher.folders:
+            parts.append(f"{len(self._watcher.folders)} folders in incoming are not taken")
         return ", ".join(parts)
+
+    # --- incoming -----------------------------------------------------------------------------------
+
+    def _read_events(self) -> None:
+        self._watch(self._watcher.read_events)
+
+    def _look(self) -> None:
+        self._watch(self._watcher.look)
+        if found := self._watcher.new_folders():
+            names = ", ".join(map(shown, found[:_MOST_NAMES])) + (" and more" if len(found) > _MOST_NAMES else "")
+            text = f"folders in incoming are not taken, only the files that are put there themselves: {names}"
+            self._journal.write(text, WARNING, FILE=found[0].encode(errors="surrogateescape"))
+
+    def _scan(self) -> None:
+        self._watch(self._watcher.scan)
+
+    def _watch(self, step: Step) -> None:
+        """Do a step of the watcher; where the file system fails, scan the folder later."""
+        try:
+            step()
+        except OSError as error:
+            self._dispatcher.storage.fail(error)
+            self._watcher.rescan(RETRY_SECONDS)
 
     # --- taking files -------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
         is_open = not (self._dispatcher.is_stopping or self._pool.needs_another)
-        return is_open and len(self._pool) < self._pool.slots
+        return is_open and len(self._dispatcher) < self._pool.slots
+
+    def _storage_fails(self) -> bool:
+        return bool(self._dispatcher.storage.failure)
 
     def _fill_slots(self) -> None:
         while self._has_room() and self._dispatcher.has_work():
@@ -240,13 +286,16 @@ class Service:
 
     def _stop(self) -> None:
         seconds = self._config.drain_seconds
-        self._dispatcher.is_stopping = True
+        self._dispatcher.stop()
         self._drain_ends_at = time.monotonic() + seconds
         self._notifier.stopping(seconds + _STOP_MARGIN)
         self._journal.write(f"stops; {len(self._pool)} in work may take {seconds:g} s to end", NOTICE)
 
     def _is_over(self) -> bool:
-        return self._dispatcher.is_stopping and not len(self._pool) and not self._finished
+        """Whether a stopping service has nothing left to do, or nothing that a failing disk lets it do."""
+        if not self._dispatcher.is_stopping or len(self._pool) or self._finished:
+            return False
+        return not len(self._dispatcher.storage) or self._drain_ends_at is None
 
     def _reload(self) -> None:
         self._notifier.reloading()
@@ -263,6 +312,6 @@ class Service:
             self._pool.reconfigure(config)
             self._spool.output_suffix = config.worker.output_suffix
             self._watcher.settle_seconds = config.settle_seconds
-            self._watcher.scan()
+            self._scan()
             self._journal.write(f"the configuration was read again from {self._path}", NOTICE)
         self._notifier.ready()

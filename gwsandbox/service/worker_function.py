@@ -106,6 +106,10 @@ def call_in_guest(source: str, output: str, scratch: str) -> bytes:
     return b""
 
 
+def do_nothing() -> None:
+    """The task of a guest that only shows that a guest can run."""
+
+
 def _describe(error: Exception) -> WorkerFailure:
     frames = traceback.format_tb(error.__traceback__)[1:]  # the first frame is this module's
     return WorkerFailure(type_name(error), safe_text(error)[:_LONGEST_TEXT], "".join(frames)[-_LONGEST_TEXT:])

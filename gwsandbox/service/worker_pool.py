@@ -15,15 +15,19 @@ from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import Command, Task
 from gwsandbox.service import worker_function
 from gwsandbox.service.config.config import ServiceConfig
-from gwsandbox.service.spool.job_database import Job
-from gwsandbox.service.spool.spool import GuestPaths
+from gwsandbox.service.spool.spool import GuestPaths, StagedAttempt
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An attempt that has ended."""
+    """An attempt that has ended.
 
-    job: Job
+    Args:
+        staged: The attempt; ``None`` for the probe.
+        result: How it ended.
+    """
+
+    staged: StagedAttempt | None
     result: TaskResult
 
 
@@ -37,7 +41,8 @@ class WorkerPool:
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
         self._session: Session | None = None
-        self._running: dict[int, tuple[Job, Task | Command]] = {}  # by identity: equal tasks are not the same
+        # By identity: equal tasks are not the same.
+        self._running: dict[int, tuple[StagedAttempt | None, Task | Command]] = {}
         self._last_number = 0
         self._is_outdated = False
 
@@ -93,8 +98,18 @@ class WorkerPool:
         """How many attempts may run at a time."""
         return self._config.workers or len(os.sched_getaffinity(0))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another attempt can start now."""
+        return not self.needs_another and len(self._running) < self.slots
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether the probe runs."""
+        return any(staged is None for staged, _ in self._running.values())
+
     def __len__(self) -> int:
-        """How many attempts run."""
+        """How many attempts run, the probe included."""
         return len(self._running)
 
     def fileno(self) -> int:
@@ -104,11 +119,17 @@ class WorkerPool:
 
     # --- attempts -----------------------------------------------------------------------------------
 
-    def start_attempt(self, job: Job, paths: GuestPaths) -> None:
+    def start_attempt(self, staged: StagedAttempt) -> None:
         """Start an attempt."""
+        self._start(staged, self._task(staged.paths))
+
+    def start_probe(self) -> None:
+        """Start a task that does nothing, under the limits of an attempt: it shows whether a sandbox works at all."""
+        self._start(None, Task(worker_function.do_nothing, limits=self._config.limits))
+
+    def _start(self, staged: StagedAttempt | None, task: Task | Command) -> None:
         assert self._session is not None
-        task = self._task(paths)
-        self._running[id(task)] = (job, task)
+        self._running[id(task)] = (staged, task)
         self._last_number += 1
         self._session.submit(self._last_number, task)
         self._session.flush()

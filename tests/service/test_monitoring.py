@@ -20,6 +20,7 @@ from gwsandbox.service.config.config import MetricsConfig
 from gwsandbox.service.monitoring import journal, metrics_server
 from gwsandbox.service.monitoring.metrics import Metrics, PrometheusMetrics
 from gwsandbox.service.monitoring.notify import Notifier
+from gwsandbox.service.retry_policy import Fate
 from gwsandbox.service.spool.job_database import AttemptEnd
 
 
@@ -197,9 +198,10 @@ def test_figures(tmp_path: Path) -> None:
     path = tmp_path / "x.prom"
     gauges = {"running": ("Files in work", lambda: 3.0)}
     metrics = PrometheusMetrics(MetricsConfig(textfile=str(path), textfile_seconds=1000), gauges)
-    metrics.attempt(AttemptEnd(outcome="OUT_OF_MEMORY", wall_seconds=0.2, memory_peak_bytes=40 * 1024**2))
-    metrics.attempt(AttemptEnd(outcome="REFUSED"))
-    metrics.file("done")
+    metrics.attempt(
+        AttemptEnd(outcome="OUT_OF_MEMORY", wall_seconds=0.2, memory_peak_bytes=40 * 1024**2), Fate.TRY_AGAIN
+    )
+    metrics.attempt(AttemptEnd("SUCCEEDED"), Fate.PUBLISH)
     metrics.reload(is_good=False)
     assert metrics.seconds_to_wait() == 0
     metrics.write_textfile()
@@ -214,7 +216,7 @@ def test_figures(tmp_path: Path) -> None:
         "gwsandbox_running 3.0",
     ):
         assert line in written.splitlines()
-    metrics.file("done")
+    metrics.attempt(AttemptEnd("SUCCEEDED"), Fate.PUBLISH)
     metrics.write_textfile()
     assert path.read_text() == written  # it is not time yet
     assert (metrics.seconds_to_wait() or 0) > 900
@@ -228,7 +230,7 @@ def test_textfile_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 
 def test_no_figures() -> None:
     metrics = Metrics()
-    metrics.attempt(AttemptEnd(outcome="FAILED"))
+    metrics.attempt(AttemptEnd("FAILED"), Fate.QUARANTINE)
     metrics.write_textfile()
     assert metrics.seconds_to_wait() is None
     assert metrics.page() == b""

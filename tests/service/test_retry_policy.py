@@ -11,8 +11,15 @@ import pytest
 from gwsandbox import CommandOutput, Outcome, Task, TaskResult
 from gwsandbox.service import worker_function
 from gwsandbox.service.config.config import FolderConfig, ServiceConfig, WorkerConfig
-from gwsandbox.service.finished_attempt import FinishedAttempt, from_result, without_guest
-from gwsandbox.service.retry_policy import INTERRUPTED, REFUSED, Fate, decide, quarantine_report
+from gwsandbox.service.finished_attempt import (
+    CHANGED,
+    INTERRUPTED,
+    REFUSED,
+    FinishedAttempt,
+    from_result,
+    without_guest,
+)
+from gwsandbox.service.retry_policy import Fate, decide, quarantine_report
 from gwsandbox.service.spool.job_database import AttemptEnd, AttemptRow, Job, State
 
 CONFIG = ServiceConfig(
@@ -48,7 +55,7 @@ def attempt(outcome: str, before: Mapping[str, int] = {}) -> FinishedAttempt:
 
 
 def finished(result: TaskResult) -> FinishedAttempt:
-    return from_result(JOB, [row(None)], result, "")
+    return from_result(JOB, [row(None)], result)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,8 @@ def finished(result: TaskResult) -> FinishedAttempt:
         ("FAILED", {}, Fate.QUARANTINE),
         ("OUTPUT_EXCEEDED", {}, Fate.QUARANTINE),
         (REFUSED, {}, Fate.QUARANTINE),
+        (CHANGED, {"OUT_OF_MEMORY": 2, "INTERRUPTED": 3}, Fate.GIVE_BACK),
+        ("OUT_OF_MEMORY", {"CHANGED": 9}, Fate.TRY_AGAIN),
         ("CANCELLED", {"OUT_OF_MEMORY": 2}, Fate.GIVE_BACK),
         (INTERRUPTED, {"OUT_OF_MEMORY": 2}, Fate.TRY_AGAIN),
         (INTERRUPTED, {"INTERRUPTED": 2}, Fate.TRY_AGAIN),
@@ -85,7 +94,7 @@ def test_which_outcomes_are_tried_again_is_configured() -> None:
 
 def test_every_outcome_ends() -> None:
     """Whatever happens again and again, no file is tried for ever, but for what is cancelled on request."""
-    for outcome in [*(outcome.name for outcome in Outcome), INTERRUPTED, REFUSED]:
+    for outcome in [*(outcome.name for outcome in Outcome), INTERRUPTED, REFUSED, CHANGED]:
         times = 0
         while decide(attempt(outcome, {outcome: times}), CONFIG) is Fate.TRY_AGAIN:
             times += 1
@@ -146,8 +155,8 @@ def test_end_of_stderr_of_a_program() -> None:
 
 def test_output_that_cannot_be_published_is_a_failure() -> None:
     result = TaskResult(TASK, success=True, result=b"")
-    assert from_result(JOB, [row(None)], result, "it is a link").end.outcome == "FAILED"
-    assert from_result(JOB, [row(None)], result, "it is a link").end.detail == "it is a link"
+    end = finished(result).overruled("FAILED", "it is a link").end
+    assert (end.outcome, end.detail) == ("FAILED", "it is a link")
 
 
 def test_report_is_json_whatever_the_name() -> None:
@@ -157,7 +166,7 @@ def test_report_is_json_whatever_the_name() -> None:
     assert json.loads(json.dumps(found))["file"] == "a\udcff\n"
     assert [entry["outcome"] for entry in found["attempts"]] == ["OUT_OF_MEMORY", "REFUSED"]
     result = TaskResult(TASK, success=False, exception=ValueError("why"), end_time=5.0)
-    full = quarantine_report(from_result(job, rows, result, ""))
+    full = quarantine_report(from_result(job, rows, result))
     assert full["exception"] == {"type": "ValueError", "message": "why"}
     assert full["attempts"][-1]["ended_at"] == 5.0
     assert {"usage", "enforcement", "exit_code", "stderr"} <= full.keys()

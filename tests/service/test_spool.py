@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from spools import SpoolFolder
 from gwsandbox import SandboxError
 from gwsandbox.linux import syscalls
 from gwsandbox.service.config.config import FolderConfig
-from gwsandbox.service.spool import files
+from gwsandbox.service.spool import folders
+from gwsandbox.service.spool.files import Refused
 from gwsandbox.service.spool.job_database import AttemptEnd, Job, JobDatabase, State
-from gwsandbox.service.spool.spool import Spool
+from gwsandbox.service.spool.spool import GuestPaths, Spool
 
 KILLED = 77
 SUCCEEDED, OOM, CANCELLED = AttemptEnd("SUCCEEDED"), AttemptEnd("OUT_OF_MEMORY"), AttemptEnd("CANCELLED")
@@ -27,57 +29,71 @@ NAME = os.fsdecode(b"-x \xff\n.pdf")
 @contextlib.contextmanager
 def opened(folder: SpoolFolder) -> Iterator[tuple[Spool, JobDatabase]]:
     paths = {name: str(folder.root / name) for name in ("incoming", "work", "done", "quarantine")}
-    files.prepare(paths)
+    folders.prepare(paths)
     with contextlib.closing(JobDatabase(str(folder.database))) as database:
         yield Spool(FolderConfig(**paths), database), database
 
 
+def take(spool: Spool, name: str) -> Job:
+    """What the dispatcher does with a file that is whole."""
+    job = spool.open_job(name, {})
+    spool.fetch(job)
+    return job
+
+
+def stage(spool: Spool, job: Job) -> GuestPaths:
+    staged = spool.stage(job)
+    assert staged.copy.advance(time.monotonic() + 60)
+    return staged.paths
+
+
 def work(spool: Spool, job: Job) -> None:
     """What a guest does."""
-    paths = spool.give_to_guest(job)
+    paths = stage(spool, job)
     Path(paths.output).write_bytes(Path(paths.source).read_bytes().upper())
 
 
 def publish(spool: Spool, job: Job) -> Job:
     """What the dispatcher does when the guest has succeeded."""
-    assert spool.prepare_output(job) == ""
+    spool.take_output(job)
     return spool.publish(job, SUCCEEDED)
 
 
 # --- the ways a file can go ------------------------------------------------------------------------------
 
 
-def to_done(spool: Spool) -> None:
-    job = spool.take(NAME, {})
+def to_done(spool: Spool, database: JobDatabase) -> None:
+    job = take(spool, NAME)
     work(spool, job)
     publish(spool, job)
 
 
-def to_quarantine(spool: Spool) -> None:
-    job = spool.take(NAME, {})
+def to_quarantine(spool: Spool, database: JobDatabase) -> None:
+    job = take(spool, NAME)
     work(spool, job)
     spool.reject(job, OOM, {"why": "it is bad"})
 
 
-def to_done_at_the_second_try(spool: Spool) -> None:
-    job = spool.take(NAME, {})
+def to_done_at_the_second_try(spool: Spool, database: JobDatabase) -> None:
+    job = take(spool, NAME)
     work(spool, job)
     job = spool.try_again(spool.wait(job, OOM), {})
     work(spool, job)
     publish(spool, job)
 
 
-def back_and_then_to_done(spool: Spool) -> None:
-    job = spool.take(NAME, {})
+def back_and_then_to_done(spool: Spool, database: JobDatabase) -> None:
+    job = take(spool, NAME)
     work(spool, job)
     spool.give_back(job, CANCELLED)
-    to_done(spool)
+    to_done(spool, database)
 
 
-def waits_and_goes_back(spool: Spool) -> None:
-    spool.give_back(spool.wait(spool.take(NAME, {}), OOM))
+def waits_and_goes_back(spool: Spool, database: JobDatabase) -> None:
+    spool.give_back(spool.wait(take(spool, NAME), OOM))
 
 
+Way = Callable[[Spool, JobDatabase], None]
 WAYS = [to_done, to_quarantine, to_done_at_the_second_try, back_and_then_to_done, waits_and_goes_back]
 
 
@@ -96,7 +112,7 @@ def die_before_step(number: int) -> None:
 
     for module, names in (
         (syscalls, ["renameat2"]),
-        (os, ["mkdir", "rename", "unlink", "rmdir", "fsync", "chmod", "open"]),
+        (os, ["mkdir", "rename", "unlink", "rmdir", "fsync", "chmod", "open", "sendfile", "utime"]),
     ):
         for name in names:
             setattr(module, name, counted(getattr(module, name)))
@@ -108,15 +124,15 @@ def die_before_step(number: int) -> None:
     sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs)  # type: ignore[assignment]
 
 
-def run_and_die(folder: SpoolFolder, way: Callable[[Spool], None], step: int) -> bool:
+def run_and_die(folder: SpoolFolder, way: Way, step: int) -> bool:
     """Whether it was killed; else it came to its end before."""
     pid = os.fork()
     if pid == 0:
         code = 1
         with contextlib.suppress(BaseException):
             die_before_step(step)
-            with opened(folder) as (spool, _):
-                way(spool)
+            with opened(folder) as (spool, database):
+                way(spool, database)
                 code = 0
         os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -124,17 +140,25 @@ def run_and_die(folder: SpoolFolder, way: Callable[[Spool], None], step: int) ->
     return code == KILLED
 
 
+def recover(spool: Spool, database: JobDatabase) -> None:
+    """What the dispatcher does at its start."""
+    for found in database.unfinished():
+        job = spool.recover(found)
+        if job.state is State.RUNNING:
+            spool.wait(job, AttemptEnd("INTERRUPTED"))
+    spool.adopt_unknown()
+
+
 def finish(folder: SpoolFolder) -> None:
     """What the next start does, until nothing is left to do."""
-    with opened(folder) as (spool, _):
-        found = spool.recover()
-        interrupted = [spool.wait(job, AttemptEnd("INTERRUPTED")) for job in found.interrupted]
-        for waiting in [*found.waiting, *interrupted]:
+    with opened(folder) as (spool, database):
+        recover(spool, database)
+        for waiting in database.unfinished():
             job = spool.try_again(waiting, {})
             work(spool, job)
             publish(spool, job)
         for name in folder.names("incoming"):
-            job = spool.take(name, {})
+            job = take(spool, name)
             work(spool, job)
             publish(spool, job)
         while not spool.trash.is_empty:
@@ -159,7 +183,7 @@ def check(folder: SpoolFolder, told: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_killed_before_any_step(tmp_path: Path, way: Callable[[Spool], None]) -> None:
+def test_killed_before_any_step(tmp_path: Path, way: Way) -> None:
     was_killed, step = True, 0
     while was_killed:
         step += 1
@@ -174,11 +198,7 @@ def test_killed_before_any_step(tmp_path: Path, way: Callable[[Spool], None]) ->
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_killed_again_while_it_recovers(tmp_path: Path, way: Callable[[Spool], None]) -> None:
-    def recover(spool: Spool) -> None:
-        for job in spool.recover().interrupted:
-            spool.wait(job, AttemptEnd("INTERRUPTED"))
-
+def test_killed_again_while_it_recovers(tmp_path: Path, way: Way) -> None:
     for step in range(30, 90, 12):
         for again in range(20, 60, 10):
             root = tmp_path / f"{step}-{again}"
@@ -199,12 +219,12 @@ def test_same_names_are_kept_apart(tmp_path: Path) -> None:
     with opened(folder) as (spool, _):
         for _ in range(3):
             folder.put("a.pdf", "content")
-            job = spool.take("a.pdf", {})
+            job = take(spool, "a.pdf")
             work(spool, job)
             publish(spool, job)
         for name in ("b", "b.report.json", "b"):
             folder.put(name, "content")
-            spool.reject(spool.take(name, {}), OOM, {})
+            spool.reject(take(spool, name), OOM, {})
     assert folder.names("done") == {"a.pdf", "a~2.pdf", "a~3.pdf"}
     assert folder.names("quarantine") == {
         *("b", "b.report.json"),
@@ -220,13 +240,13 @@ def test_output_suffix_and_longest_names(tmp_path: Path) -> None:
         spool.output_suffix = ".pdf"
         for name in ("a.docx", long):
             folder.put(name, "content")
-            job = spool.take(name, {})
+            job = take(spool, name)
             spool.output_suffix = ".txt"  # as after a reload: what was taken before keeps its name
             work(spool, job)
             publish(spool, job)
             spool.output_suffix = ".pdf"
         folder.put(long, "content")
-        job = spool.take(long, {})
+        job = take(spool, long)
         spool.reject(job, OOM, {})
     assert folder.names("done") == {"a.pdf", "ä" * 125 + ".pdf"}
     rejected = next(name for name in folder.names("quarantine") if name.endswith("~3.docx"))
@@ -238,8 +258,8 @@ def test_output_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a", "content")
     with opened(folder) as (spool, database):
-        job = spool.take("a", {})
-        output = spool.give_to_guest(job).output
+        job = take(spool, "a")
+        output = stage(spool, job).output
         match kind:
             case "link":
                 os.symlink("/etc/passwd", output)
@@ -250,7 +270,8 @@ def test_output_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
             case "two names":
                 Path(f"{output}.2").touch()
                 os.link(f"{output}.2", output)
-        assert spool.prepare_output(job).startswith("the worker succeeded, but")
+        with pytest.raises(Refused):
+            spool.take_output(job)
         assert database.unfinished() == [job]
         spool.reject(job, OOM, {})
         assert database.unfinished() == []
@@ -261,9 +282,9 @@ def test_output_gets_plain_permissions(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a", "content")
     with opened(folder) as (spool, _):
-        job = spool.take("a", {})
+        job = take(spool, "a")
         work(spool, job)
-        os.chmod(spool.give_to_guest.__self__._output(job), 0o4777)  # type: ignore[attr-defined]
+        os.chmod(tmp_path / "work" / "1" / "try" / "output", 0o4000)
         before = os.umask(0o027)
         try:
             publish(spool, job)
@@ -276,14 +297,14 @@ def test_a_file_given_back_keeps_its_attempts(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a", "content")
     with opened(folder) as (spool, database):
-        job = spool.take("a", {})
+        job = take(spool, "a")
         spool.give_back(spool.wait(job, OOM))
-        again = spool.take("a", {})
+        again = take(spool, "a")
         assert (again.number, again.attempt) == (job.number, 2)
         assert [row.outcome for row in database.attempts(again)] == ["OUT_OF_MEMORY", None]
         spool.give_back(again, CANCELLED)
         folder.put("a", "another file of that name")
-        other = spool.take("a", {})
+        other = take(spool, "a")
         assert (other.number, other.attempt) == (job.number + 1, 1)
 
 
@@ -291,10 +312,10 @@ def test_giving_back_replaces_nothing(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a.txt", "old")
     with opened(folder) as (spool, _):
-        job = spool.take("a.txt", {})
+        job = take(spool, "a.txt")
         folder.put("a.txt", "new")
         spool.give_back(job, CANCELLED)
-        assert spool.take("a~1.txt", {}).number == job.number
+        assert take(spool, "a~1.txt").number == job.number
     assert (tmp_path / "incoming" / "a.txt").read_text() == "new"
 
 
@@ -307,14 +328,16 @@ def test_what_cannot_be_taken_was_never_tried(tmp_path: Path, monkeypatch: pytes
 
     with opened(folder) as (spool, _):
         with pytest.raises(FileNotFoundError):
-            spool.take("none", {})
+            spool.open_job("none", {})
+        job = spool.open_job("a", {})
         with monkeypatch.context() as patch:
             patch.setattr(syscalls, "renameat2", refuse)
             with pytest.raises(PermissionError):
-                spool.take("a", {})
+                spool.fetch(job)
+        assert spool.recover(job).state is State.RETURNED
         assert folder.rows("SELECT * FROM jobs") == folder.rows("SELECT * FROM attempts") == []
         assert folder.names("work") == set()
-        assert spool.take("a", {}).attempt == 1
+        assert take(spool, "a").attempt == 1
 
 
 def test_input_that_somebody_removed(tmp_path: Path) -> None:
@@ -322,16 +345,16 @@ def test_input_that_somebody_removed(tmp_path: Path) -> None:
     for name in ("running", "waiting", "rejected"):
         folder.put(name, "content")
     with opened(folder) as (spool, _):
-        spool.take("running", {})
-        spool.wait(spool.take("waiting", {}), OOM)
-        job = spool.take("rejected", {})
+        take(spool, "running")
+        spool.wait(take(spool, "waiting"), OOM)
+        job = take(spool, "rejected")
         folder.put("running", "another file of that name")
         for number in (1, 2, 3):
             (tmp_path / "work" / str(number) / "input").unlink()
         spool.reject(job, OOM, {})
-    with opened(folder) as (spool, _):
-        found = spool.recover()
-        assert (found.waiting, found.interrupted) == ([], [])
+    with opened(folder) as (spool, database):
+        recover(spool, database)
+        assert database.unfinished() == []
     states = dict(folder.rows("SELECT CAST(name AS TEXT), state FROM jobs"))
     assert states == {"running": "VANISHED", "waiting": "VANISHED", "rejected": "QUARANTINED"}
     assert folder.names("quarantine") == {"rejected.report.json"}
@@ -342,11 +365,11 @@ def test_database_that_was_lost(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a.pdf", "content")
     with opened(folder) as (spool, _):
-        work(spool, spool.take("a.pdf", {}))
+        work(spool, take(spool, "a.pdf"))
     for path in tmp_path.glob("ledger.sqlite3*"):
         path.unlink()
-    with opened(folder) as (spool, _):
-        spool.recover()
+    with opened(folder) as (spool, database):
+        recover(spool, database)
     (name,) = folder.names("incoming")
     assert name.startswith("recovered-1-")
     assert name.endswith(".pdf")

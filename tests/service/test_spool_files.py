@@ -17,25 +17,26 @@ from hypothesis import strategies as st
 
 from gwsandbox import SandboxError
 from gwsandbox.linux import syscalls
-from gwsandbox.service.spool import files
+from gwsandbox.service.spool import files, folders, names
+from gwsandbox.service.spool.trash import Trash
 
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda name: b"/" not in name and b"\0" not in name).map(os.fsdecode)
 
 
 @given(NAMES, st.integers(1, 10**12), st.sampled_from([0, len(".report.json")]))
 def test_names_fit_and_differ(name: str, number: int, room: int) -> None:
-    found = list(islice(files.names_like(name, number, room=room), 4))
+    found = list(islice(names.names_like(name, number, room=room), 4))
     assert all(0 < len(os.fsencode(candidate)) <= 255 - room for candidate in found)
     assert len(set(found)) == 4
     assert all("/" not in candidate and candidate not in {".", ".."} for candidate in found[1:])
     if len(os.fsencode(name)) <= 255 - room:
         assert found[0] == name
-    assert all(candidate.endswith(files.suffix(name)) for candidate in found)
+    assert all(candidate.endswith(names.suffix(name)) for candidate in found)
 
 
 @given(NAMES)
 def test_suffix_is_harmless(name: str) -> None:
-    end = files.suffix(name)
+    end = names.suffix(name)
     assert name.endswith(end)
     assert end == "" or (end[0] == "." and end[1:].isalnum() and end.isascii() and len(end) <= 17)
     assert end != name
@@ -46,13 +47,13 @@ def test_suffix_is_harmless(name: str) -> None:
     [("a.pdf", ".pdf"), ("a.tar.gz", ".gz"), (".pdf", ""), ("a.", ""), ("a", ""), ("a.p f", ""), ("a.pdf\n", "")],
 )
 def test_suffix(name: str, end: str) -> None:
-    assert files.suffix(name) == end
+    assert names.suffix(name) == end
 
 
 def test_producers_own_names() -> None:
-    assert not files.is_for_us(".hidden")
-    assert not files.is_for_us("big.pdf.part")
-    assert files.is_for_us("-rf *\n;part")
+    assert not names.is_for_us(".hidden")
+    assert not names.is_for_us("big.pdf.part")
+    assert names.is_for_us("-rf *\n;part")
 
 
 @pytest.mark.parametrize("has_renameat2", [True, False])
@@ -82,7 +83,7 @@ def test_what_no_guest_is_given(tmp_path: Path) -> None:
     path = tmp_path / "x"
 
     def refused() -> str:
-        why = files.why_refused(str(path))
+        why = files.why_refused(os.lstat(path))
         path.unlink()
         return why
 
@@ -103,14 +104,14 @@ def test_what_no_guest_is_given(tmp_path: Path) -> None:
 # --- the folders -----------------------------------------------------------------------------------------
 
 
-def folders(tmp_path: Path) -> dict[str, str]:
+def paths(tmp_path: Path) -> dict[str, str]:
     return {name: str(tmp_path / name) for name in ("work", "incoming", "done", "quarantine")}
 
 
 def test_folders_are_made_and_left_clean(tmp_path: Path) -> None:
-    files.prepare(folders(tmp_path))
+    folders.prepare(paths(tmp_path))
     assert stat.S_IMODE((tmp_path / "work").stat().st_mode) == 0o700
-    assert all(os.listdir(path) == [] for path in folders(tmp_path).values())
+    assert all(os.listdir(path) == [] for path in paths(tmp_path).values())
 
 
 def test_folders_must_be_on_one_file_system(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_folders_must_be_on_one_file_system(tmp_path: Path) -> None:
         if os.stat("/dev/shm").st_dev == tmp_path.stat().st_dev:
             pytest.fail("the folder for temporary files is in /dev/shm itself")
         with pytest.raises(SandboxError, match=r"move files to done.*one file system"):
-            files.prepare(folders(tmp_path) | {"done": str(other)})
+            folders.prepare(paths(tmp_path) | {"done": str(other)})
     finally:
         other.rmdir()
 
@@ -127,12 +128,13 @@ def test_folders_must_be_on_one_file_system(tmp_path: Path) -> None:
 @pytest.mark.mount_namespace
 def test_a_bind_mount_of_the_same_file_system_is_seen(tmp_path: Path) -> None:
     """Its device number is the same, and still nothing can be renamed across it."""
-    files.prepare(folders(tmp_path))
+    folders.prepare(paths(tmp_path))
     source = f"""
-from gwsandbox.service.spool import files
+from gwsandbox.service.spool import files, folders, names
+from gwsandbox.service.spool.trash import Trash
 from gwsandbox import SandboxError
 try:
-    files.prepare({folders(tmp_path)!r})
+    folders.prepare({paths(tmp_path)!r})
 except SandboxError as error:
     print(error)
 """
@@ -150,22 +152,22 @@ except SandboxError as error:
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "done").write_text("a file")
     with pytest.raises(SandboxError, match="make folder done"):
-        files.prepare(folders(tmp_path))
+        folders.prepare(paths(tmp_path))
 
 
 def test_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.1)
-    fd = files.lock(str(tmp_path))
+    monkeypatch.setattr(folders, "_LOCK_SECONDS", 0.1)
+    fd = folders.lock(str(tmp_path))
     with pytest.raises(SandboxError, match="another gwsandbox serve"):
-        files.lock(str(tmp_path))
+        folders.lock(str(tmp_path))
     os.close(fd)
-    os.close(files.lock(str(tmp_path)))
+    os.close(folders.lock(str(tmp_path)))
 
 
 # --- trash -----------------------------------------------------------------------------------------------
 
 
-def emptied(trash: files.Trash) -> None:
+def emptied(trash: Trash) -> None:
     while not trash.is_empty:
         trash.empty(10)
 
@@ -190,7 +192,7 @@ def test_trash_of_any_depth_and_mode(tmp_path: Path) -> None:
                 os.chmod("closed", 0)
     finally:
         os.chdir(here)
-    trash = files.Trash(str(tmp_path / "trash"))
+    trash = Trash(str(tmp_path / "trash"))
     trash.add(str(left))
     trash.add(str(tmp_path / "never was"))
     assert not trash.is_empty
@@ -204,24 +206,25 @@ def test_trash_is_emptied_bit_by_bit_and_resumed(tmp_path: Path) -> None:
     left.mkdir()
     for n in range(3000):
         (left / str(n)).touch()
-    trash = files.Trash(str(tmp_path / "trash"))
+    trash = Trash(str(tmp_path / "trash"))
     trash.add(str(left))
     trash.empty(0)
     assert not trash.is_empty
     began = time.monotonic()
     trash.empty(0.001)
     assert time.monotonic() - began < 1
-    emptied(files.Trash(str(tmp_path / "trash")))
+    trash.close()
+    emptied(Trash(str(tmp_path / "trash")))
     assert os.listdir(tmp_path / "trash") == []
 
 
 def test_trash_that_cannot_be_removed_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "left").mkdir()
     (tmp_path / "left" / "x").touch()
-    trash = files.Trash(str(tmp_path / "trash"))
+    trash = Trash(str(tmp_path / "trash"))
     trash.add(str(tmp_path / "left"))
 
-    def refuse(path: str) -> None:
+    def refuse(path: str, **_: object) -> None:
         raise PermissionError(errno.EPERM, "immutable", path)
 
     with monkeypatch.context() as patch:

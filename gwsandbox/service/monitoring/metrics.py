@@ -7,21 +7,20 @@ import time
 from collections.abc import Callable
 
 from gwsandbox.service.config.config import MetricsConfig
+from gwsandbox.service.retry_policy import Fate
 from gwsandbox.service.spool.job_database import AttemptEnd
 
 _MIB = 1024**2
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_PLACES = {Fate.PUBLISH: "done", Fate.QUARANTINE: "quarantined", Fate.GIVE_BACK: "returned"}
 _BYTES = tuple(n * _MIB for n in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096))
 
 
 class Metrics:
     """Counts nothing and shows nothing: for a service without ``[metrics]``."""
 
-    def attempt(self, end: AttemptEnd) -> None:
-        """An attempt has ended."""
-
-    def file(self, place: str) -> None:
-        """A file has left ``work/``: it is ``done``, ``quarantined`` or ``returned``."""
+    def attempt(self, end: AttemptEnd, fate: Fate) -> None:
+        """An attempt has ended, and this has become of its file."""
 
     def reload(self, *, is_good: bool) -> None:
         """A reload took over the configuration, or refused it."""
@@ -66,15 +65,14 @@ class PrometheusMetrics(Metrics):
         for name, (text, ask) in gauges.items():
             Gauge(f"gwsandbox_{name}", text, registry=registry).set_function(ask)
 
-    def attempt(self, end: AttemptEnd) -> None:
+    def attempt(self, end: AttemptEnd, fate: Fate) -> None:
         self._attempts.labels(end.outcome).inc()
         if end.wall_seconds is not None:
             self._seconds.observe(end.wall_seconds)
         if end.memory_peak_bytes is not None:
             self._peaks.observe(end.memory_peak_bytes)
-
-    def file(self, place: str) -> None:
-        self._files.labels(place).inc()
+        if fate in _PLACES:
+            self._files.labels(_PLACES[fate]).inc()
 
     def reload(self, *, is_good: bool) -> None:
         self._reloads.labels("good" if is_good else "refused").inc()

@@ -1,80 +1,48 @@
-"""What the service does to files: moves that never replace, names that fit, removal that never follows.
-
-Names come from strangers: any byte but NUL and slash may be in them, 255 of them. They are texts with
-surrogates for what is not UTF-8 (``os.fsdecode``), and lengths are counted in bytes.
-"""
+"""What the spool does to files: moves that never replace, copies for guests, and checks that follow no link."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
-import re
 import stat
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 from gwsandbox.linux import syscalls
-from gwsandbox.model.errors import SandboxError
 
-_LONGEST_NAME = 255  # bytes; of every file system that people put a spool on
-_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")
-_LOCK = ".lock"
-_LOCK_SECONDS = 10.0
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS})
+_FICLONE = 0x40049409  # include/uapi/linux/fs.h: _IOW(0x94, 9, int)
+_CHUNK = 8 * 1024**2  # bytes of one step of a copy
+
+_KINDS = {
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFDIR: "folder",
+}
 
 
-# --- names ----------------------------------------------------------------------------------------------
-
-
-def is_for_us(name: str) -> bool:
-    """False for names that producers use while they write: with a dot before, or ``.part`` behind."""
-    return not name.startswith(".") and not name.endswith(".part")
-
-
-def suffix(name: str) -> str:
-    """The end of a name that tells its type, such as ``".pdf"``; empty where it has no harmless one."""
-    found = _SUFFIX.search(name, 1)
-    return found[0] if found else ""
-
-
-def names_like(name: str, number: int, *, room: int = 0) -> Iterator[str]:
-    """Names to try, best first: ``name`` itself, then with ``~number`` in it, without end.
-
-    Args:
-        name: What it should be.
-        number: Of the job: no other asks for a name with it.
-        room: Bytes to leave for something that will be appended.
-    """
-    longest = _LONGEST_NAME - room
-    if len(os.fsencode(name)) <= longest:
-        yield name
-    end = suffix(name)
-    stem = name[: len(name) - len(end)]
-    for again in itertools.count(1):
-        mark = f"~{number}" if again == 1 else f"~{number}.{again}"
-        while len(os.fsencode(stem + mark + end)) > longest:
-            stem = stem[:-1]
-        yield stem + mark + end
-
-
-# --- moving ---------------------------------------------------------------------------------------------
+class Refused(Exception):
+    """The service does not work with this file; the text says why."""
 
 
 def move(source: str, target: str) -> None:
     """Rename, and never replace.
 
     Raises:
-        FileExistsError: The target is there. OSError: It cannot be done.
+        FileExistsError: ``target`` exists.
+        OSError: The file cannot be moved.
     """
     try:
         syscalls.renameat2(source, target, syscalls.RENAME_NOREPLACE)
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
-        # A file system without that (NFS). Nobody but us puts files into the folders that we move to.
+        # A file system without that flag (NFS). Only the service puts files into the folders that it moves to.
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
         os.rename(source, target)
@@ -89,149 +57,104 @@ def sync(path: str) -> None:
         os.close(fd)
 
 
-def why_refused(path: str) -> str:
-    """Why no guest may be given this file to read; empty where it is an ordinary one. Opens nothing."""
-    status = os.lstat(path)
+def why_refused(status: os.stat_result) -> str:
+    """Why the service neither gives such a file to a guest nor publishes it; empty for an ordinary file."""
     if not stat.S_ISREG(status.st_mode):
-        return f"it is no regular file but a {_KINDS.get(stat.S_IFMT(status.st_mode), 'thing of unknown kind')}"
+        return f"it is no regular file but a {_KINDS.get(stat.S_IFMT(status.st_mode), 'file of unknown kind')}"
     if status.st_nlink > 1:
-        return f"it has {status.st_nlink} names (hard links), and may be somebody's who did not give it to us"
+        return f"it has {status.st_nlink} names (hard links), and may belong to somebody who did not deliver it"
     return ""
 
 
-_KINDS = {
-    stat.S_IFLNK: "symbolic link",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "device",
-    stat.S_IFBLK: "device",
-    stat.S_IFDIR: "folder",
-}
-
-
-# --- folders --------------------------------------------------------------------------------------------
-
-
-def prepare(folders: dict[str, str]) -> None:
-    """Make what is missing of the spool's folders, and see that files can be moved between them.
+def open_input(path: str) -> int:
+    """Open a delivered file for reading, without following a link or waiting for a peer.
 
     Raises:
-        SandboxError: They are not on one file system, or cannot be written.
+        Refused: No guest may get such a file, or this user may not read it.
+        OSError: It cannot be opened.
     """
-    for name, path in folders.items():
-        try:
-            os.makedirs(path, 0o700 if name == "work" else 0o777, exist_ok=True)
-        except OSError as error:
-            raise SandboxError(f"make folder {name}", path=path, errno=error.errno or 0) from error
-    probe = f"{folders['work']}/.probe"
-    for name, path in folders.items():
-        try:
-            os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            os.rename(probe, f"{path}/.gwsandbox-probe")
-            os.rename(f"{path}/.gwsandbox-probe", probe)
-        except OSError as error:
-            step, remedy = f"move files to {name}", "give this service's user the right to write there"
-            if error.errno == errno.EXDEV:
-                remedy = "all folders must be on one file system, or files would be seen half-written"
-            raise SandboxError(step, path=path, errno=error.errno or 0, remedy=remedy) from error
-    os.unlink(probe)
+    if why := why_refused(os.lstat(path)):
+        raise Refused(why)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise Refused("the service's user may not read it; let its producer give the group that right") from error
+    if why := why_refused(os.fstat(fd)):
+        os.close(fd)
+        raise Refused(why)
+    return fd
 
 
-def lock(work: str) -> int:
-    """The descriptor that holds the spool's lock.
-
-    The supervisor inherits it: who gets the lock knows that nothing of an instance before lives any more.
-
-    Raises:
-        SandboxError: Another instance holds it.
-    """
-    path = f"{work}/{_LOCK}"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                remedy = "another gwsandbox serve works on this spool; stop it, or give each its own"
-                raise SandboxError("lock the spool", path=path, remedy=remedy) from error
-            time.sleep(0.05)  # what was killed just now is still dying, and a lock has no event
-        else:
-            return fd
+# --- copies ---------------------------------------------------------------------------------------------
 
 
-# --- removing -------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A file's inode, and the fields of its status that every change of its content changes."""
+
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-class Trash:
-    """A folder for what guests leave, emptied bit by bit: it may be a million files, and there is work to do.
+class Copy:
+    """A copy of a file, made step by step, so that a large file does not stop the service's loop.
 
     Args:
-        path: Of the folder; what is in it from before is trash too.
+        source: Descriptor of the file; the copy closes it.
+        target: Path of the copy. It must not exist.
+
+    Raises:
+        OSError: The copy cannot be made.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._numbers = itertools.count()
-        self._removal: Iterator[None] | None = None
-        os.makedirs(path, 0o700, exist_ok=True)
-        self.is_empty = False
-
-    def add(self, path: str) -> None:
-        """Move a folder here, if there is one."""
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, self._free_place())
-            self.is_empty = False
-
-    def empty(self, seconds: float) -> None:
-        """Remove as much as can be in that time.
-
-        Raises:
-            OSError: Something cannot be removed; the next call goes on with the rest.
-        """
-        deadline = time.monotonic() + seconds
-        removal = self._removal = self._removal or self._remove_all()
+    def __init__(self, source: int, target: str) -> None:
+        self._source, self._target, self._path = source, -1, target
+        self._status = os.fstat(source)
+        self.identity = Identity.of(self._status)
         try:
-            while time.monotonic() < deadline:
-                next(removal)
-        except (StopIteration, OSError) as end:
-            self._removal = None
-            self.is_empty = True
-            if isinstance(end, OSError):
-                raise
+            self._target = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._is_complete = self._clone()
+            if not self._is_complete:
+                self._check_room()
+        except BaseException:
+            self.close()
+            raise
 
-    def _free_place(self) -> str:
-        for number in self._numbers:
-            place = f"{self._path}/{number}"
-            if not os.path.lexists(place):
-                return place
-        raise AssertionError
-
-    def _remove_all(self) -> Iterator[None]:
-        """A folder in a folder is moved up before it is looked into: no depth is too much."""
-        while names := os.listdir(self._path):
-            for name in names:
-                path = f"{self._path}/{name}"
-                if not _is_folder(path):
-                    os.unlink(path)
-                    yield
-                    continue
-                for inner in os.listdir(path):
-                    self._remove_one(f"{path}/{inner}")
-                    yield
-                os.rmdir(path)
-
-    def _remove_one(self, path: str) -> None:
-        if _is_folder(path):
-            os.rename(path, self._free_place())
-        else:
-            os.unlink(path)
-
-
-def _is_folder(path: str) -> bool:
-    """Whether it is one, which then can be listed, moved and removed, whatever its mode was."""
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
+    def _clone(self) -> bool:
+        """Let both files share their blocks, where the file system can."""
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._target, _FICLONE, self._source)
+            return True
         return False
-    os.chmod(path, 0o700)
-    return True
+
+    def _check_room(self) -> None:
+        """Fail before the disk is full, as the running guests write to it too."""
+        room = os.fstatvfs(self._target)
+        if room.f_frsize and room.f_bavail * room.f_frsize < self._status.st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+
+    def advance(self, deadline: float) -> bool:
+        """Copy until ``deadline``, an instant of the monotonic clock.
+
+        Returns:
+            Whether the copy is complete.
+        """
+        while not self._is_complete and time.monotonic() < deadline:
+            self._is_complete = os.sendfile(self._target, self._source, None, _CHUNK) == 0
+        if self._is_complete:
+            os.utime(self._target, ns=(self._status.st_atime_ns, self._status.st_mtime_ns))
+            self.close()
+        return self._is_complete
+
+    def close(self) -> None:
+        """Release both descriptors."""
+        for fd in (self._source, self._target):
+            if fd >= 0:
+                os.close(fd)
+        self._source = self._target = -1

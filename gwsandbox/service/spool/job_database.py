@@ -41,7 +41,7 @@ CREATE TABLE attempts (
     number INTEGER NOT NULL,         -- from 1
     started_at REAL NOT NULL,
     ended_at REAL,
-    outcome TEXT,                    -- gwsandbox.Outcome, INTERRUPTED or REFUSED; NULL while it runs
+    outcome TEXT,                    -- gwsandbox.Outcome, INTERRUPTED, REFUSED or CHANGED; NULL while it runs
     detail TEXT,
     exit_code INTEGER,
     wall_seconds REAL,
@@ -180,10 +180,11 @@ class JobDatabase:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # SQLite itself rolls back after some errors
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     # --- the start of an attempt --------------------------------------------------------------------
 
@@ -206,11 +207,11 @@ class JobDatabase:
                 assert number is not None
                 job = Job(number, name, inode, output, State.RUNNING)
             else:
-                job = self._move(self._job(row[0]), State.RUNNING)
+                job = self._move(self.job(row[0]), State.RUNNING)
             return self._begin(job, limits)
 
-    def untake(self, job: Job) -> None:
-        """Forget the attempt that began: the file could not be taken."""
+    def untake(self, job: Job) -> Job:
+        """Forget the attempt that began: the file is still in ``incoming/``."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM attempts WHERE job = ? AND number = ?", (job.number, job.attempt))
             left = connection.execute("SELECT 1 FROM attempts WHERE job = ?", (job.number,)).fetchone()
@@ -218,6 +219,7 @@ class JobDatabase:
                 connection.execute("DELETE FROM jobs WHERE id = ?", (job.number,))
             else:
                 connection.execute("UPDATE jobs SET state = ? WHERE id = ?", (State.RETURNED.name, job.number))
+        return replace(job, state=State.RETURNED)
 
     def begin(self, job: Job, limits: dict[str, Any]) -> Job:
         """Begin another attempt on a job that waits."""
@@ -265,6 +267,15 @@ class JobDatabase:
         )
         return job
 
+    def check_writable(self) -> None:
+        """Write to the disk.
+
+        Raises:
+            sqlite3.Error: That failed.
+        """
+        with self._transaction() as connection:
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+
     # --- questions ----------------------------------------------------------------------------------
 
     def unfinished(self) -> list[Job]:
@@ -274,9 +285,10 @@ class JobDatabase:
             f"SELECT id FROM jobs WHERE state NOT IN ({marks}) ORDER BY id",  # noqa: S608 - only question marks
             [state.name for state in AT_REST],
         ).fetchall()
-        return [self._job(number) for (number,) in rows]
+        return [self.job(number) for (number,) in rows]
 
-    def _job(self, number: int) -> Job:
+    def job(self, number: int) -> Job:
+        """The job of this number, as the database has it."""
         name, inode, output, state, target, attempt = self._connection.execute(
             "SELECT name, inode, output, state, target, (SELECT max(number) FROM attempts WHERE job = id) "
             "FROM jobs WHERE id = ?",

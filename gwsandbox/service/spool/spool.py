@@ -5,18 +5,21 @@
     incoming/NAME ──> work/7/input.pdf ──> done/NAME            the output; the input is removed
                          │   ▲    │
                          └───┘    ├──────> quarantine/NAME      the input, and NAME.report.json beside it
-                       try again  └──────> incoming/NAME        given back, when the service is stopped
+                       try again  └──────> incoming/NAME        given back, when the service stops
+
+Each attempt has a scratch folder, ``work/7/try/``, with a copy of the input. So a worker may change, move or remove
+what it works on. When it succeeds, its output moves from there to ``work/7/``.
 
 A *job* is a file that the service took. The job database holds its state. Each change of the state is on the disk
 before the spool touches a file for it. So after a crash the state, and where the files are, say what to do next.
 All moves are renames on one file system, and none replaces anything.
 
 ========== ========================================== ======================================================
-state      what the service does, step by step        what the next start of the service does
+state      what the service does, step by step        what it does after a crash, or after a step that failed
 ========== ========================================== ======================================================
-RUNNING    make work/N; move the input there;         input in work/N: end the attempt as INTERRUPTED, and
-           then the guest runs                        decide as after any other end. Input in incoming/:
-                                                      forget the attempt. Input nowhere: VANISHED
+RUNNING    make work/N; move the input there; make    input in work/N: end the attempt as INTERRUPTED, and
+           the scratch folder and the copy; then the  decide as after any other end. Input in incoming/:
+           guest runs                                 forget the attempt. Input nowhere: VANISHED
 WAITING    wait for the next attempt                  wait for the next attempt
 PUBLISHING the output is on the disk. Move it to      move the output, if it is still in work/N; remove work/N
            done/; remove work/N with the input
@@ -35,7 +38,7 @@ appear, and no way leads back from it. When a job is at rest, its file is in exa
 work/ that the job database does not know goes back to incoming/ under a new name: somebody removed the database,
 or put an old copy in its place.
 
-While the guests of a killed service still die, their supervisor holds the spool's lock (``files.lock``). So nothing
+While the guests of a killed service still die, their supervisor holds the spool's lock (``folders.lock``). So nothing
 writes into work/ beside the next service.
 """
 
@@ -48,18 +51,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gwsandbox.linux.lease import is_open_for_writing
 from gwsandbox.service.config.config import FolderConfig
-from gwsandbox.service.spool import files
+from gwsandbox.service.spool import files, folders, names
 from gwsandbox.service.spool.job_database import AttemptEnd, Job, JobDatabase, State
+from gwsandbox.service.spool.output import StillWritten, take_output
+from gwsandbox.service.spool.trash import Trash
 
 REPORT_SUFFIX = ".report.json"
 _TRASH = "trash"
+_SCRATCH = "try"
 _NOT_JOBS = frozenset({_TRASH})
 
 
 @dataclass(frozen=True, slots=True)
 class GuestPaths:
-    """The paths that a guest gets: the input, the output to write, and a scratch folder of its own."""
+    """The paths that a guest gets: a copy of the input, the output to write, and a scratch folder of its own."""
 
     source: str
     output: str
@@ -67,100 +74,108 @@ class GuestPaths:
 
 
 @dataclass(frozen=True, slots=True)
-class RecoveredJobs:
-    """The jobs of an earlier service that go on: some wait for an attempt, others had one interrupted."""
+class StagedAttempt:
+    """An attempt whose guest can run as soon as the copy of its input is complete."""
 
-    waiting: list[Job]
-    interrupted: list[Job]
+    job: Job
+    paths: GuestPaths
+    copy: files.Copy
 
 
 class Spool:
     """The folders together with the job database; see the module's text. Only the holder of the lock may use it."""
 
-    def __init__(self, folders: FolderConfig, database: JobDatabase, *, output_suffix: str | None = None) -> None:
-        self._folders = folders
+    def __init__(self, config: FolderConfig, database: JobDatabase, *, output_suffix: str | None = None) -> None:
+        self._folders = config
         self._database = database
         self.output_suffix = output_suffix
-        self.trash = files.Trash(f"{folders.work}/{_TRASH}")
+        self.trash = Trash(f"{config.work}/{_TRASH}")
 
-    # --- where things are ---------------------------------------------------------------------------
+    # --- paths --------------------------------------------------------------------------------------
 
     def _home(self, job: Job) -> str:
         return f"{self._folders.work}/{job.number}"
 
     def _input(self, job: Job) -> str:
-        return f"{self._home(job)}/input{files.suffix(job.name)}"
+        return f"{self._home(job)}/input{names.suffix(job.name)}"
 
     def _scratch(self, job: Job) -> str:
-        return f"{self._home(job)}/try"
+        return f"{self._home(job)}/{_SCRATCH}"
 
     def _output(self, job: Job) -> str:
-        return f"{self._scratch(job)}/{job.output}"
+        return f"{self._home(job)}/{job.output}"
 
     def _report(self, job: Job) -> str:
         return f"{self._home(job)}/report.json"
 
     # --- in -----------------------------------------------------------------------------------------
 
-    def take(self, name: str, limits: dict[str, Any]) -> Job:
-        """Take a file out of ``incoming/``, for an attempt that begins now.
+    def open_job(self, name: str, limits: dict[str, Any]) -> Job:
+        """Make the job of a file in ``incoming/``, for an attempt that begins now.
 
         Raises:
-            OSError: It is gone, or cannot be moved; then it stays, and was never taken.
+            OSError: The file is gone.
         """
-        source = f"{self._folders.incoming}/{name}"
-        status = os.lstat(source)
-        output = "output" + (self.output_suffix or files.suffix(name))
-        job = self._database.take(name, status.st_ino, status.st_size, output, limits)
-        try:
-            os.mkdir(self._home(job), 0o700)
-            files.move(source, self._input(job))
-        except OSError:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(self._home(job))
-            self._database.untake(job)
-            raise
-        return job
+        status = os.lstat(f"{self._folders.incoming}/{name}")
+        output = "output" + (self.output_suffix or names.suffix(name))
+        return self._database.take(name, status.st_ino, status.st_size, output, limits)
+
+    def fetch(self, job: Job) -> None:
+        """Move the file of a new job out of ``incoming/``.
+
+        Raises:
+            OSError: It is gone, or cannot be moved. ``recover`` forgets the attempt then.
+        """
+        os.makedirs(self._home(job), 0o700, exist_ok=True)
+        files.move(f"{self._folders.incoming}/{job.target or job.name}", self._input(job))
 
     def try_again(self, job: Job, limits: dict[str, Any]) -> Job:
         """Begin an attempt on a job that waits."""
-        self.trash.add(self._scratch(job))
         return self._database.begin(job, limits)
 
-    def why_refused(self, job: Job) -> str:
-        """Why no guest may get this file; empty where a guest may. Nobody else can swap the file any more."""
-        return files.why_refused(self._input(job))
+    def stage(self, job: Job) -> StagedAttempt:
+        """Make the scratch folder of an attempt, and begin the copy of the input in it.
 
-    def give_to_guest(self, job: Job) -> GuestPaths:
-        """Make the scratch folder of an attempt, and return the attempt's paths."""
-        os.mkdir(self._scratch(job), 0o700)
-        return GuestPaths(self._input(job), self._output(job), self._scratch(job))
+        Raises:
+            Refused: No guest may get this file.
+            StillWritten: Its producer still writes it.
+            OSError: The folder or the copy cannot be made.
+        """
+        self.trash.add(self._scratch(job))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._output(job))  # of an earlier attempt that a crash interrupted
+        source = files.open_input(self._input(job))
+        # Nobody else can open it under its present name. So it has no writer from now on, if it has none now.
+        if is_open_for_writing(source):
+            os.close(source)
+            raise StillWritten
+        try:
+            os.mkdir(self._scratch(job), 0o700)
+            target = f"{self._scratch(job)}/{os.path.basename(self._input(job))}"
+        except OSError:
+            os.close(source)
+            raise
+        copy = files.Copy(source, target)
+        return StagedAttempt(job, GuestPaths(target, f"{self._scratch(job)}/{job.output}", self._scratch(job)), copy)
 
     # --- out ----------------------------------------------------------------------------------------
 
-    def prepare_output(self, job: Job) -> str:
-        """Bring the output to the disk, with plain permissions.
-
-        Returns:
-            Why it cannot be published; empty where it can.
-        """
-        path = self._output(job)
+    def is_changed(self, staged: StagedAttempt) -> bool:
+        """Whether its producer changed the input after the service had taken it."""
         try:
-            refused = files.why_refused(path)
+            return files.Identity.of(os.lstat(self._input(staged.job))) != staged.copy.identity
         except FileNotFoundError:
-            return "the worker succeeded, but wrote no output"
-        if refused:
-            # A reader of the output would read something else.
-            return f"the worker succeeded, but its output is refused: {refused}"
-        os.chmod(path, 0o666 & ~_umask())
-        files.sync(path)
-        return ""
+            return False
+
+    def take_output(self, job: Job) -> None:
+        """Take the output of a worker that succeeded; see ``output.take_output``."""
+        take_output(self._home(job), _SCRATCH, job.output)
 
     def publish(self, job: Job, end: AttemptEnd) -> Job:
-        """Move the output, which ``prepare_output`` found good, to ``done/``."""
-        stem = job.name.removesuffix(files.suffix(job.name))
+        """Move the output, which ``take_output`` took, to ``done/``."""
+        stem = job.name.removesuffix(names.suffix(job.name))
         target = self._free_name(self._folders.done, stem + job.output.removeprefix("output"), job)
-        return self._finish_publishing(self._database.end(job, end, State.PUBLISHING, target))
+        return self.resume(self._database.end(job, end, State.PUBLISHING, target))
 
     def reject(self, job: Job, end: AttemptEnd, report: dict[str, Any]) -> Job:
         """Move the input to ``quarantine/``, and its report beside it."""
@@ -170,7 +185,7 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
         target = self._free_name(self._folders.quarantine, job.name, job, REPORT_SUFFIX)
-        return self._finish_rejecting(self._database.end(job, end, State.REJECTING, target))
+        return self.resume(self._database.end(job, end, State.REJECTING, target))
 
     def wait(self, job: Job, end: AttemptEnd) -> Job:
         """Let the job wait for its next attempt."""
@@ -185,21 +200,23 @@ class Spool:
         """
         target = self._free_name(self._folders.incoming, job.name, job)
         if end is None:
-            return self._finish_returning(self._database.move(job, State.RETURNING, target))
-        return self._finish_returning(self._database.end(job, end, State.RETURNING, target))
+            return self.resume(self._database.move(job, State.RETURNING, target))
+        return self.resume(self._database.end(job, end, State.RETURNING, target))
 
-    def _finish_publishing(self, job: Job) -> Job:
-        job = self._move_out(job, self._output(job), self._folders.done)
-        return self._leave(job, self._folders.done, State.DONE)
-
-    def _finish_rejecting(self, job: Job) -> Job:
-        job = self._move_out(job, self._report(job), self._folders.quarantine, REPORT_SUFFIX)
-        job = self._move_out(job, self._input(job), self._folders.quarantine)
-        return self._leave(job, self._folders.quarantine, State.QUARANTINED)
-
-    def _finish_returning(self, job: Job) -> Job:
-        job = self._move_out(job, self._input(job), self._folders.incoming)
-        return self._leave(job, self._folders.incoming, State.RETURNED)
+    def resume(self, job: Job) -> Job:
+        """Do what is left to do in the state of a job; nothing, where no step of it is left."""
+        match job.state:
+            case State.PUBLISHING:
+                job = self._move_out(job, self._output(job), self._folders.done)
+                return self._leave(job, self._folders.done, State.DONE)
+            case State.REJECTING:
+                job = self._move_out(job, self._report(job), self._folders.quarantine, REPORT_SUFFIX)
+                job = self._move_out(job, self._input(job), self._folders.quarantine)
+                return self._leave(job, self._folders.quarantine, State.QUARANTINED)
+            case State.RETURNING:
+                job = self._move_out(job, self._input(job), self._folders.incoming)
+                return self._leave(job, self._folders.incoming, State.RETURNED)
+        return job
 
     def _move_out(self, job: Job, source: str, folder: str, end: str = "") -> Job:
         """Move ``source`` to the job's target, or to another name where a file has that one. It may be gone already."""
@@ -208,7 +225,7 @@ class Spool:
             try:
                 files.move(source, f"{folder}/{job.target}{end}")
             except FileExistsError:
-                job = self._database.retarget(job, self._free_name(folder, job.name, job, end))
+                job = self._database.retarget(job, self._free_name(folder, job.target, job, end))
         return job
 
     def _leave(self, job: Job, folder: str, state: State) -> Job:
@@ -217,41 +234,27 @@ class Spool:
         return self._database.move(job, state)
 
     def _free_name(self, folder: str, name: str, job: Job, end: str = "") -> str:
-        for target in files.names_like(name, job.number, room=len(end)):
+        for target in names.names_like(name, job.number, room=len(end)):
             if not any(os.path.lexists(f"{folder}/{target}{more}") for more in {"", end}):
                 return target
         raise AssertionError
 
-    # --- after a crash ------------------------------------------------------------------------------
+    # --- after a crash, or a step that failed -------------------------------------------------------
 
-    def recover(self) -> RecoveredJobs:
-        """Bring every unfinished job to a state from which it can go on."""
-        found = RecoveredJobs([], [])
-        known = set(_NOT_JOBS)
-        for job in self._database.unfinished():
-            known.add(str(job.number))
-            self._recover(job, found)
-        for name in self._unknown(known):
-            self._adopt(name)
-        return found
+    def recover(self, job: Job) -> Job:
+        """Bring a job that no guest works on to a state from which it can go on.
 
-    def _recover(self, job: Job, found: RecoveredJobs) -> None:
-        match job.state:
-            case State.PUBLISHING:
-                self._finish_publishing(job)
-            case State.REJECTING:
-                self._finish_rejecting(job)
-            case State.RETURNING:
-                self._finish_returning(job)
-            case State.RUNNING if os.path.lexists(self._input(job)):
-                found.interrupted.append(job)
-            case State.WAITING if os.path.lexists(self._input(job)):
-                found.waiting.append(job)
-            case State.RUNNING if self._is_in_incoming(job):
-                self.trash.add(self._home(job))
-                self._database.untake(job)
-            case _:
-                self._leave(job, self._folders.work, State.VANISHED)
+        Returns:
+            The job: RUNNING, where its attempt was interrupted; WAITING; or at rest.
+        """
+        if job.state not in {State.RUNNING, State.WAITING}:
+            return self.resume(job)
+        if os.path.lexists(self._input(job)):
+            return job
+        if job.state is State.RUNNING and self._is_in_incoming(job):
+            self.trash.add(self._home(job))
+            return self._database.untake(job)
+        return self._leave(job, self._folders.work, State.VANISHED)
 
     def _is_in_incoming(self, job: Job) -> bool:
         try:
@@ -259,20 +262,32 @@ class Spool:
         except FileNotFoundError:
             return False
 
-    def _unknown(self, known: set[str]) -> Iterator[str]:
+    def adopt_unknown(self) -> None:
+        """Give back the files in ``work/`` that the job database does not know."""
+        known = {*_NOT_JOBS, *(str(job.number) for job in self._database.unfinished())}
+        for name in self._folders_in_work():
+            if name not in known:
+                self._adopt(name)
+
+    def _folders_in_work(self) -> Iterator[str]:
         with os.scandir(self._folders.work) as entries:
-            found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        yield from (name for name in found if name not in known)
+            yield from [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
     def _adopt(self, name: str) -> None:
         home = f"{self._folders.work}/{name}"
         for entry in os.listdir(home):
             if entry.startswith("input"):
-                target = f"recovered-{name}-{os.lstat(home).st_mtime_ns}{files.suffix(entry)}"
+                target = f"recovered-{name}-{os.lstat(home).st_mtime_ns}{names.suffix(entry)}"
                 files.move(f"{home}/{entry}", f"{self._folders.incoming}/{target}")
         self.trash.add(home)
 
+    # --- the disk -----------------------------------------------------------------------------------
 
-def _umask() -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+    def check_storage(self) -> None:
+        """Write to the disks of the folders and of the job database.
+
+        Raises:
+            OSError, sqlite3.Error: A disk is full, read-only or broken.
+        """
+        folders.check_storage(self._folders.work)
+        self._database.check_writable()
