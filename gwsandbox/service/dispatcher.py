@@ -87,6 +87,7 @@ class Dispatcher:
         self._failures = 0
         self._failed_probes = 0
         self._wants_probe = False
+        self._is_recovered = False  # until then a running job in the database is one of an earlier service
 
     # --- the start of an attempt --------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class Dispatcher:
 
     def has_work(self) -> bool:
         """Whether an attempt could begin now."""
-        if self.storage.failure or self._wants_probe or self._pool.is_probing:
+        if not self._is_recovered or self.storage.failure or self._wants_probe or self._pool.is_probing:
             return False
         return len(self._watcher) > 0 or self.seconds_to_wait() == 0
 
@@ -126,7 +127,8 @@ class Dispatcher:
         except FileNotFoundError:
             return  # its producer has removed it
         except FAILURES as error:
-            self.storage.fail(error)
+            # The job may be on the disk, as SQLite cannot always say whether a transaction is.
+            self.storage.fail(error, self._spool.forget_unfetched)
             self._watcher.put_back(name)
             return
         try:
@@ -287,9 +289,13 @@ class Dispatcher:
 
     def recover(self) -> None:
         """Go on with the jobs of an earlier service."""
+        self.storage.run(self._recover_all)
+        self.storage.run(self._spool.adopt_unknown)
+
+    def _recover_all(self) -> None:
         for job in self._database.unfinished():
             self.storage.run(partial(self._recover, job.number))
-        self.storage.run(self._spool.adopt_unknown)
+        self._is_recovered = True
 
     def _recover(self, number: int) -> None:
         job = self._spool.recover(self._database.job(number))

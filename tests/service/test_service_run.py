@@ -162,12 +162,115 @@ def test_guests_hold_nothing_of_the_service(spool: SpoolFolder, backend: Backend
     assert not any("inotify" in path for path in descriptors)
 
 
+SHELL = 'command = ["/bin/sh", "-c", \'{}\', "sh", "{{input}}", "{{output}}"]'
+
+
 def test_input_that_the_worker_removes(spool: SpoolFolder) -> None:
     spool.configure()
     spool.put("a", "eat-input")
     with serving(spool):
         spool.wait_until(spool.is_quiet)
     assert spool.results() == {"done": {"a"}, "quarantine": set()}
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome"),
+    [
+        ('rm "$1"; exit 1', "FAILED"),
+        (': > "$1"; exit 1', "FAILED"),
+        ('echo other > "$1"; chmod 0 "$1"; kill -ABRT $$', "CRASHED"),
+        ('mv "$1" "$2"; sleep 600', "TIMED_OUT"),
+        ('rm -rf "$(dirname "$1")"', "FAILED"),
+        ('rm "$1"; ln -s /etc/passwd "$1"; exit 1', "FAILED"),
+    ],
+)
+def test_a_worker_that_fails_cannot_harm_its_input(spool: SpoolFolder, script: str, outcome: str) -> None:
+    spool.configure(SHELL.format(script), top="attempts = 2", tables=f"[limits]\nwall_seconds = {BEAT}")
+    spool.put("a.txt", "precious")
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert spool.results() == {"done": set(), "quarantine": {"a.txt"}}
+    assert (spool.root / "quarantine" / "a.txt").read_text() == "precious"
+    assert spool.outcomes("a.txt") == [outcome] * (1 if outcome == "FAILED" else 2)
+
+
+def test_the_copy_is_like_the_original(spool: SpoolFolder) -> None:
+    spool.configure(SHELL.format('stat --format "%Y %s" "$1" > "$2"; basename "$1" >> "$2"'))
+    spool.put("a.pdf", "x" * 10**7)
+    os.utime(spool.root / "incoming" / "a.pdf", (5, 1234567))
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert (spool.root / "done" / "a.pdf").read_text() == "1234567 10000000\ninput.pdf\n"
+
+
+def test_a_file_that_its_producer_changes_during_the_attempt(spool: SpoolFolder) -> None:
+    """The producer's rename looked like its end; what it wrote later is not lost, and no half is published."""
+    spool.configure(SHELL.format(': > "$2.begun"; cat "$1" > "$2"; while [ -e ../../../hold ]; do sleep 0.05; done'))
+    (spool.root / "hold").touch()
+    with serving(spool) as service:
+        spool.put("a", "first")
+        service.wait_for("STATUS=1 in work")
+        (work,) = (spool.root / "work").glob("*/input")
+        with work.open("a") as file:
+            file.write(" and second")
+        (spool.root / "hold").unlink()
+        spool.wait_until(spool.is_quiet)
+    assert (spool.root / "done" / "a").read_text() == "first and second"
+    assert spool.outcomes("a") == ["CHANGED", "SUCCEEDED"]
+    assert spool.names("done") == {"a"}
+
+
+def test_a_folder_in_incoming_is_reported_once(spool: SpoolFolder) -> None:
+    spool.configure()
+    (spool.root / "incoming" / "old").mkdir()
+    with serving(spool) as service:
+        (spool.root / "incoming" / "new").mkdir()
+        service.wait_for("STATUS=0 in work, 0 to take, 0 to try again, 2 folders in incoming are not taken")
+        (spool.root / "incoming" / "new" / "inside").touch()
+        spool.put("a", "content")
+        spool.wait_until(lambda: spool.names("done") == {"a"})
+        lines = [line for line in service.told().splitlines() if "folders in incoming are not taken" in line]
+        assert [line.rpartition(": ")[2] for line in lines] in (["old", "new"], ["new, old"])
+        (spool.root / "incoming" / "new" / "inside").unlink()
+        (spool.root / "incoming" / "new").rmdir()
+        service.wait_for("STATUS=0 in work, 0 to take, 0 to try again, 1 folders in incoming are not taken")
+
+
+@pytest.mark.parametrize("way", ["rename", "link", "no name"])
+def test_a_file_is_not_taken_while_it_is_written_however_it_came(spool: SpoolFolder, way: str) -> None:
+    spool.configure()
+    target = spool.root / "incoming" / "late"
+    with serving(spool):
+        fd = os.open(spool.root, os.O_TMPFILE | os.O_WRONLY) if way == "no name" else _staged(spool)
+        with open(fd, "w", encoding="ascii") as file:
+            file.write("first")
+            file.flush()
+            _deliver(spool, way, file.fileno())
+            for n in range(3):
+                spool.put(f"{n}", "content")
+                spool.wait_until(lambda n=n: f"{n}" in spool.names("done"))  # type: ignore[misc]
+                target.read_text()
+            file.write(" and second")
+        spool.wait_until(spool.is_quiet)
+    assert (spool.root / "done" / "late").read_text() == "FIRST AND SECOND"
+
+
+def _staged(spool: SpoolFolder) -> int:
+    return os.open(spool.root / "staged", os.O_CREAT | os.O_WRONLY)
+
+
+def _deliver(spool: SpoolFolder, way: str, fd: int) -> None:
+    target = spool.root / "incoming" / "late"
+    match way:
+        case "rename":
+            (spool.root / "staged").rename(target)
+        case "link":
+            os.link(spool.root / "staged", target)
+            (spool.root / "staged").unlink()
+        case _:
+            descriptors = os.open("/proc/self/fd", os.O_RDONLY)
+            os.link(str(fd), target, src_dir_fd=descriptors, follow_symlinks=True)
+            os.close(descriptors)
 
 
 def test_a_guest_that_kills_its_supervisor(spool: SpoolFolder, backend: BackendName) -> None:
@@ -185,14 +288,26 @@ def test_a_guest_that_kills_its_supervisor(spool: SpoolFolder, backend: BackendN
 
 def test_the_service_ends_when_no_sandbox_works(spool: SpoolFolder) -> None:
     """Rather than put everything into quarantine for no fault of its own."""
-    spool.configure(top='workers = 1\nbackend = "rlimit"', tables="[limits]\nopen_files = 0\n")
+    worker = FUNCTION.replace("spool_worker:work", "broken_sandbox:work")
+    spool.configure(worker, top='workers = 1\nbackend = "rlimit"', tables="[limits]\nopen_files = 64\n")
     for n in range(20):
-        spool.put(f"{n}", "kill-parent")
+        spool.put(f"{n}", "content")
     with ServiceProcess(spool) as service:
         assert service.wait() == 125
-        assert "failed 5 times in a row; see gwsandbox doctor" in service.told()
+        assert "in a row, then for an empty task; see gwsandbox doctor" in service.told()
     assert spool.results()["quarantine"] == set()
     assert len(spool.names("incoming")) + len(spool.names("work")) == 20
+
+
+def test_guests_that_break_their_sandbox_do_not_end_the_service(spool: SpoolFolder, backend: BackendName) -> None:
+    spool.configure(top=f'workers = 1\ninterruptions = 2\nbackend = "{backend}"')
+    for n in range(8):
+        spool.put(f"bad-{n}", "kill-parent")
+    with serving(spool) as service:
+        spool.put("good", "content")
+        spool.wait_until(spool.is_quiet)
+        assert "but an empty task works" in service.told()
+    assert spool.results() == {"done": {"good"}, "quarantine": {f"bad-{n}" for n in range(8)}}
 
 
 # --- stopping, killing -----------------------------------------------------------------------------------

@@ -57,6 +57,17 @@ def sync(path: str) -> None:
         os.close(fd)
 
 
+def write(path: str, data: bytes) -> None:
+    """Write a file, and wait until its content is on the disk. It may exist."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def why_refused(status: os.stat_result) -> str:
     """Why the service neither gives such a file to a guest nor publishes it; empty for an ordinary file."""
     if not stat.S_ISREG(status.st_mode):
@@ -79,9 +90,11 @@ def open_input(path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as error:
         raise Refused("the service's user may not read it; let its producer give the group that right") from error
-    if why := why_refused(os.fstat(fd)):
-        os.close(fd)
-        raise Refused(why)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, fd)
+        if why := why_refused(os.fstat(fd)):
+            raise Refused(why)
+        undo.pop_all()
     return fd
 
 
@@ -115,9 +128,9 @@ class Copy:
 
     def __init__(self, source: int, target: str) -> None:
         self._source, self._target, self._path = source, -1, target
-        self._status = os.fstat(source)
-        self.identity = Identity.of(self._status)
         try:
+            self._status = os.fstat(source)
+            self.identity = Identity.of(self._status)
             self._target = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             self._is_complete = self._clone()
             if not self._is_complete:

@@ -9,6 +9,7 @@ import time
 
 from gwsandbox.linux.lease import has_leases
 from gwsandbox.model.errors import SandboxError
+from gwsandbox.service.spool import files
 
 _LOCK = ".lock"
 _LOCK_SECONDS = 10.0
@@ -55,13 +56,8 @@ def check_storage(work: str) -> None:
         OSError: That failed.
     """
     path = f"{work}/{_PROBE}"
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, bytes(65536))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-        os.unlink(path)
+    files.write(path, bytes(65536))
+    os.unlink(path)
 
 
 def lock(work: str) -> int:

@@ -152,6 +152,7 @@ class JobDatabase:
     def __init__(self, path: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self._path = path
+        self._has_failed = False
         with contextlib.ExitStack() as undo:
             try:
                 self._connection = sqlite3.connect(path, isolation_level=None)
@@ -177,14 +178,23 @@ class JobDatabase:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._end_failed_transaction()
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
             self._connection.execute("COMMIT")
         except BaseException:
+            self._has_failed = True
+            with contextlib.suppress(sqlite3.Error):
+                self._end_failed_transaction()
+            raise
+
+    def _end_failed_transaction(self) -> None:
+        """Roll back a transaction whose end failed. Until then this connection would see what it wrote."""
+        if self._has_failed:
             if self._connection.in_transaction:  # SQLite itself rolls back after some errors
                 self._connection.execute("ROLLBACK")
-            raise
+            self._has_failed = False
 
     # --- the start of an attempt --------------------------------------------------------------------
 
@@ -280,6 +290,7 @@ class JobDatabase:
 
     def unfinished(self) -> list[Job]:
         """The jobs that may have files in ``work/``, oldest first."""
+        self._end_failed_transaction()
         marks = ", ".join("?" * len(AT_REST))
         rows = self._connection.execute(
             f"SELECT id FROM jobs WHERE state NOT IN ({marks}) ORDER BY id",  # noqa: S608 - only question marks
@@ -289,6 +300,7 @@ class JobDatabase:
 
     def job(self, number: int) -> Job:
         """The job of this number, as the database has it."""
+        self._end_failed_transaction()
         name, inode, output, state, target, attempt = self._connection.execute(
             "SELECT name, inode, output, state, target, (SELECT max(number) FROM attempts WHERE job = id) "
             "FROM jobs WHERE id = ?",
@@ -299,6 +311,7 @@ class JobDatabase:
 
     def attempts(self, job: Job) -> list[AttemptRow]:
         """The attempts on a job, oldest first."""
+        self._end_failed_transaction()
         rows = [
             dict(zip(_ROW_COLUMNS, row, strict=True)) for row in self._connection.execute(_READ_ROWS, (job.number,))
         ]

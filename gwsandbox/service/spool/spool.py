@@ -144,17 +144,15 @@ class Spool:
         self.trash.add(self._scratch(job))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._output(job))  # of an earlier attempt that a crash interrupted
+        target = f"{self._scratch(job)}/{os.path.basename(self._input(job))}"
         source = files.open_input(self._input(job))
-        # Nobody else can open it under its present name. So it has no writer from now on, if it has none now.
-        if is_open_for_writing(source):
-            os.close(source)
-            raise StillWritten
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, source)
+            # Nobody else can open it under its present name. So it has no writer from now on, if it has none now.
+            if is_open_for_writing(source):
+                raise StillWritten
             os.mkdir(self._scratch(job), 0o700)
-            target = f"{self._scratch(job)}/{os.path.basename(self._input(job))}"
-        except OSError:
-            os.close(source)
-            raise
+            undo.pop_all()
         copy = files.Copy(source, target)
         return StagedAttempt(job, GuestPaths(target, f"{self._scratch(job)}/{job.output}", self._scratch(job)), copy)
 
@@ -179,11 +177,7 @@ class Spool:
 
     def reject(self, job: Job, end: AttemptEnd, report: dict[str, Any]) -> Job:
         """Move the input to ``quarantine/``, and its report beside it."""
-        with open(self._report(job), "w", encoding="ascii") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.write(self._report(job), f"{json.dumps(report, indent=2)}\n".encode("ascii"))
         target = self._free_name(self._folders.quarantine, job.name, job, REPORT_SUFFIX)
         return self.resume(self._database.end(job, end, State.REJECTING, target))
 
@@ -261,6 +255,12 @@ class Spool:
             return os.lstat(f"{self._folders.incoming}/{job.target or job.name}").st_ino == job.inode
         except FileNotFoundError:
             return False
+
+    def forget_unfetched(self) -> None:
+        """Forget the attempts on jobs whose files the service never took from ``incoming/``."""
+        for job in self._database.unfinished():
+            if job.state is State.RUNNING and not os.path.lexists(self._input(job)):
+                self.recover(job)
 
     def adopt_unknown(self) -> None:
         """Give back the files in ``work/`` that the job database does not know."""
