@@ -78,7 +78,8 @@ _MOVES = {
     State.PUBLISHING: {State.DONE},
     State.REJECTING: {State.QUARANTINED},
     State.RETURNING: {State.RETURNED},
-    State.RETURNED: {State.RUNNING},
+    State.RETURNED: {State.RUNNING, State.QUARANTINED},
+    State.QUARANTINED: {State.RETURNED},
 }
 
 
@@ -285,6 +286,22 @@ class JobDatabase:
         """
         with self._transaction() as connection:
             connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+    # --- out of quarantine --------------------------------------------------------------------------
+
+    def quarantined(self) -> list[Job]:
+        """The jobs whose files went to quarantine, newest first."""
+        self._end_failed_transaction()
+        query = "SELECT id FROM jobs WHERE state = ? ORDER BY id DESC"
+        return [self.job(number) for (number,) in self._connection.execute(query, (State.QUARANTINED.name,)).fetchall()]
+
+    def reopen(self, job: Job, target: str) -> Job:
+        """Let a job go on whose file goes from quarantine to ``incoming/``, under the name ``target``."""
+        return self.move(job, State.RETURNED, target)
+
+    def quarantine_again(self, job: Job, target: str) -> Job:
+        """Undo ``reopen``: the file stays in quarantine, under the name ``target``."""
+        return self.move(job, State.QUARANTINED, target)
 
     # --- questions ----------------------------------------------------------------------------------
 
