@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -147,6 +147,25 @@ def serve(
     from gwsandbox.cli.serve import serve_spool
 
     raise typer.Exit(serve_spool(config, check=check))
+
+
+@app.command("spool")
+def spool(
+    verb: Annotated[Literal["status", "requeue", "retry"], typer.Argument(show_default=False)],
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", show_default=False)],
+    files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
+) -> None:
+    """Show what is in the spool of CONFIG.toml, or give files in quarantine another attempt.
+
+    status: the files in each folder. requeue: each FILE goes back to incoming, as if it had just come. retry: it
+    goes back for one more attempt, and those that it had count. Without a FILE: all files in quarantine.
+
+    Exit code: 0 done, 1 a FILE is not in quarantine, 125 gwsandbox itself failed or CONFIG.toml has mistakes.
+    """
+    from gwsandbox.cli.spool import operate
+
+    raise typer.Exit(operate(verb, config, files or [], as_json=as_json))
 
 
 @app.command("doctor")

@@ -113,12 +113,14 @@ class Dispatcher:
     def begin_one(self) -> None:
         """Begin an attempt on a file that has waited long enough, or else on a new one."""
         if self.seconds_to_wait() == 0:
-            self.storage.run(partial(self._begin_again, heapq.heappop(self._waiting)[2]))
+            self.storage.run(partial(self._begin_again, heapq.heappop(self._waiting)[2].number))
         elif (name := self._watcher.pop()) is not None:
             self._take(name)
 
-    def _begin_again(self, job: Job) -> None:
-        job = self._spool.try_again(job, self._limits())
+    def _begin_again(self, number: int) -> None:
+        job = self._database.job(number)
+        if job.state is State.WAITING:
+            job = self._database.begin(job, self._limits())
         self.storage.run(partial(self._stage, job))
 
     def _take(self, name: str) -> None:

@@ -155,6 +155,7 @@ class Service:
         self._replace_supervisor()
         self._fill_slots()
         self._dispatcher.copy_inputs(_COPY_SECONDS)
+        self._collect()  # an attempt that could not be sent has ended too
         finished, self._finished = self._finished, []
         self._dispatcher.finish(finished)
         self._dispatcher.storage.check()

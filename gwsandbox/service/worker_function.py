@@ -88,14 +88,34 @@ def set_function(function: Callable[..., Any] | None) -> None:
     _function = function
 
 
-def call_in_guest(source: str, output: str, scratch: str) -> bytes:
+def environment(names: Sequence[str], scratch: str) -> dict[str, str]:
+    """The environment of a worker, which may be an attacker's: nothing in it is a secret of the service.
+
+    Args:
+        names: Variables that it gets besides ``PATH`` and ``LANG``, with the values that the service has.
+        scratch: Its scratch folder.
+    """
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", *names) if name in os.environ}
+    return {"PATH": os.defpath, "HOME": scratch, "TMPDIR": scratch} | kept
+
+
+def call_in_guest(source: str, output: str, scratch: str, names: Sequence[str] = ()) -> bytes:
     """Call the function in the attempt's scratch folder.
+
+    Args:
+        source: Path of the input.
+        output: Path of the output.
+        scratch: Path of the folder.
+        names: Variables of the environment that the function may see.
 
     Returns:
         Nothing, or a JSON object that describes the exception of the function.
     """
     assert _function is not None
-    os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    kept = environment(names, scratch)
+    os.environ.clear()
+    os.environ.update(kept)
+    tempfile.tempdir = None  # of the service
     os.chdir(scratch)
     try:
         _function(source, output)

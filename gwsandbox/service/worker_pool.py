@@ -67,12 +67,12 @@ class WorkerPool:
             backend = choose_backend(self._config.backend, stacklevel=1)
         messages = [str(warning.message) for warning in caught]
         try:
-            self._session = Session(backend, options, {})
+            self._session = _started(Session(backend, options, {}))
         except CgroupError as error:
             if self._config.backend != "auto":
                 raise
             messages.append(f"limits are held by rlimits and sampling, as cgroup v2 cannot be used: {error}")
-            self._session = Session(choose_backend("rlimit", stacklevel=1), options, {})
+            self._session = _started(Session(choose_backend("rlimit", stacklevel=1), options, {}))
         return messages
 
     def close(self) -> None:
@@ -137,13 +137,14 @@ class WorkerPool:
     def _task(self, paths: GuestPaths) -> Task | Command:
         worker, limits = self._config.worker, self._config.limits
         if worker.command is None:
-            arguments = (paths.source, paths.output, paths.scratch)
+            arguments = (paths.source, paths.output, paths.scratch, worker.environment)
             return Task(worker_function.call_in_guest, arguments, limits=limits)
         argv = [_filled(word, paths) for word in worker.command]
-        return Command(argv, cwd=paths.scratch, env={**os.environ, "TMPDIR": paths.scratch}, limits=limits)
+        variables = worker_function.environment(worker.environment, paths.scratch)
+        return Command(argv, cwd=paths.scratch, env=variables, limits=limits)
 
     def finished(self) -> list[Finished]:
-        """The attempts that have ended; returns at once where ``fileno`` is readable."""
+        """The attempts that have ended; does not wait."""
         assert self._session is not None
         results = self._session.results_now()
         return [Finished(self._running.pop(id(result.task))[0], result) for result in results]
@@ -152,6 +153,15 @@ class WorkerPool:
         """End the attempts that run; ``finished`` still returns them."""
         if self._session is not None:
             self._session.cancel()
+
+
+def _started(session: Session) -> Session:
+    try:
+        session.start()
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 def _filled(word: str, paths: GuestPaths) -> str:

@@ -19,7 +19,7 @@ def work(source: str, output: str) -> None:
     word = data.split()[0].decode() if data.split() else ""
     if word in _DEEDS:
         _DEEDS[word](source, output)
-    if word not in {"nothing", "link", "folder", "pair"}:
+    if word not in {"nothing", "link", "folder", "pair", "variables"}:
         with open(output, "wb") as file:
             file.write(data.upper())
 
@@ -70,6 +70,11 @@ def _environment(_source: str, output: str) -> None:
         print([os.getcwd(), os.environ.get("TMPDIR"), names, wakeup, *descriptors], file=file)
 
 
+def _variables(_source: str, output: str) -> None:
+    with open(output, "w", encoding="utf-8") as file:
+        file.write("\0".join(f"{name}={value}" for name, value in os.environ.items()))
+
+
 _DEEDS: dict[str, Callable[[str, str], object]] = {
     "oom": _eat,
     "hang": lambda *_: time.sleep(600),
@@ -84,6 +89,7 @@ _DEEDS: dict[str, Callable[[str, str], object]] = {
     "pair": _pair,
     "litter": _litter,
     "environment": _environment,
+    "variables": _variables,
 }
 
 if __name__ == "__main__":

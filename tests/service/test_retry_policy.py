@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -115,7 +116,7 @@ def fail(_source: str, _output: str) -> None:
 
 def test_what_the_function_raised_is_reported(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(str(tmp_path))
-    monkeypatch.setenv("TMPDIR", "")
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which the call clears
     monkeypatch.setattr("tempfile.tempdir", None)
     worker_function.set_function(fail)
     try:

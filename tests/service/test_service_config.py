@@ -149,6 +149,8 @@ done = 7
         ('spool = "/x"\nworker = 1', "2: worker must be a table"),
         (f"{GOOD}path = ['/none-such']", "5: worker.path: there is no folder /none-such"),
         (f"{GOOD}output_suffix = 'pdf'", "5: worker.output_suffix: must be a point and"),
+        (f"{GOOD}environment = ['A=1']", "5: worker.environment: must be names without their values, not 'A=1'"),
+        (f"{GOOD}environment = 'A'", "5: worker.environment: must be a list"),
         (f"{GOOD}output_suffix = './x'", "5: worker.output_suffix: must be a point and"),
         (f"{GOOD}[folders]\nincoming = 'work'", "6: folders.incoming lies in folders.work"),
         (f"{GOOD}[folders]\nincoming = 'done/new'", "6: folders.incoming lies in folders.done"),

@@ -19,6 +19,7 @@ from support import BEAT, SLOW, BackendName, Watched, times
 
 from gwsandbox.linux import procfs
 
+SHELL = 'command = ["/bin/sh", "-c", \'{}\', "sh", "{{input}}", "{{output}}"]'
 LIMITS = '[limits]\nmemory = "300MiB"\n'
 
 
@@ -148,6 +149,22 @@ def test_a_file_is_not_taken_while_it_is_written(spool: SpoolFolder) -> None:
     assert (spool.root / "done" / "big").read_text() == "FIRST AND SECOND"
 
 
+@pytest.mark.parametrize("kind", ["function", "command"])
+def test_workers_get_a_minimal_environment(spool: SpoolFolder, backend: BackendName, kind: str) -> None:
+    worker = FUNCTION if kind == "function" else SHELL.format('env -0 > "$2"')
+    spool.configure(f'{worker}\nenvironment = ["ASKED", "NOT_SET"]', top=f'backend = "{backend}"')
+    spool.put("a", "variables")
+    variables = {"SECRET": "x", "ASKED": "y", "LANG": "C.UTF-8", "HOME": "/root", "PATH": os.defpath}
+    with serving(spool, env=variables):
+        spool.wait_until(spool.is_quiet)
+    found = dict(line.split("=", 1) for line in (spool.root / "done" / "a").read_text().rstrip("\0").split("\0"))
+    scratch = str(spool.root / "work" / "1" / "try")
+    expected = {"ASKED": "y", "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch, "PATH": os.defpath}
+    for name in ("PWD", "SHLVL", "_", "OLDPWD"):  # the shell's own
+        found.pop(name, None)
+    assert found == expected
+
+
 def test_guests_hold_nothing_of_the_service(spool: SpoolFolder, backend: BackendName) -> None:
     spool.configure(top=f'backend = "{backend}"')
     spool.put("a", "environment")
@@ -160,9 +177,6 @@ def test_guests_hold_nothing_of_the_service(spool: SpoolFolder, backend: Backend
     files = [path for path in descriptors if str(spool.root) in path and not path.endswith(("/seen", "/log"))]
     assert files == []
     assert not any("inotify" in path for path in descriptors)
-
-
-SHELL = 'command = ["/bin/sh", "-c", \'{}\', "sh", "{{input}}", "{{output}}"]'
 
 
 def test_input_that_the_worker_removes(spool: SpoolFolder) -> None:
@@ -230,7 +244,7 @@ def test_a_folder_in_incoming_is_reported_once(spool: SpoolFolder) -> None:
         spool.put("a", "content")
         spool.wait_until(lambda: spool.names("done") == {"a"})
         lines = [line for line in service.told().splitlines() if "folders in incoming are not taken" in line]
-        assert [line.rpartition(": ")[2] for line in lines] in (["old", "new"], ["new, old"])
+        assert sorted(", ".join(line.rpartition(": ")[2] for line in lines).split(", ")) == ["new", "old"]
         (spool.root / "incoming" / "new" / "inside").unlink()
         (spool.root / "incoming" / "new").rmdir()
         service.wait_for("STATUS=0 in work, 0 to take, 0 to try again, 1 folders in incoming are not taken")

@@ -77,7 +77,7 @@ def to_quarantine(spool: Spool, database: JobDatabase) -> None:
 def to_done_at_the_second_try(spool: Spool, database: JobDatabase) -> None:
     job = take(spool, NAME)
     work(spool, job)
-    job = spool.try_again(spool.wait(job, OOM), {})
+    job = database.begin(spool.wait(job, OOM), {})
     work(spool, job)
     publish(spool, job)
 
@@ -154,7 +154,7 @@ def finish(folder: SpoolFolder) -> None:
     with opened(folder) as (spool, database):
         recover(spool, database)
         for waiting in database.unfinished():
-            job = spool.try_again(waiting, {})
+            job = database.begin(waiting, {})
             work(spool, job)
             publish(spool, job)
         for name in folder.names("incoming"):

@@ -50,6 +50,14 @@ def paths(value: Any) -> tuple[str, ...]:
     return found
 
 
+def variables(value: Any) -> tuple[str, ...]:
+    """A list of names of environment variables."""
+    found = texts(value)
+    if wrong := [name for name in found if "=" in name]:
+        raise ValueError(f"must be names without their values, not {wrong[0]!r}")
+    return found
+
+
 def one_of(*allowed: str) -> Check:
     """One of these words."""
 

@@ -64,12 +64,15 @@ class WorkerConfig:
         command: A program and its arguments, in which ``{input}`` and ``{output}`` stand for those paths.
         path: Folders that Python searches first for the function's module.
         output_suffix: Replaces the input's suffix in the output's name, such as ``".pdf"``.
+        environment: Names of variables that the worker gets with the values that the service has. Besides these it
+            gets ``PATH`` and ``LANG``, and its scratch folder as ``HOME`` and ``TMPDIR``.
     """
 
     function: str | None = None
     command: tuple[str, ...] | None = None
     path: tuple[str, ...] = ()
     output_suffix: str | None = None
+    environment: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

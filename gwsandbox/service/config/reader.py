@@ -42,6 +42,7 @@ _TABLES: dict[str, dict[str, checks.Check]] = {
         "command": checks.command,
         "path": checks.paths,
         "output_suffix": checks.suffix,
+        "environment": checks.variables,
     },
     "limits": {field.name: checks.limit(field.name) for field in fields(Limits)},
     "metrics": {"port": checks.port, "textfile": checks.textfile, "textfile_seconds": checks.seconds},
@@ -60,12 +61,13 @@ class ConfigError(Exception):
         self.mistakes = mistakes
 
 
-def read_config(path: str, *, running: ServiceConfig | None = None) -> ServiceConfig:
+def read_config(path: str, *, running: ServiceConfig | None = None, imports_worker: bool = True) -> ServiceConfig:
     """Read a configuration file.
 
     Args:
         path: Path of the file.
         running: The configuration of the service that reloads it.
+        imports_worker: Whether to import the worker function, and so to find its mistakes too.
 
     Raises:
         ConfigError: The file cannot be read, or has mistakes.
@@ -78,7 +80,7 @@ def read_config(path: str, *, running: ServiceConfig | None = None) -> ServiceCo
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:
         raise ConfigError([f"{path}: is not TOML: {error}"]) from error
-    reader = _ConfigReader(path, find_lines(text))
+    reader = _ConfigReader(path, find_lines(text), imports_worker=imports_worker)
     config = reader.config(values)
     if config is not None and running is not None:
         reader.compare(config, running)
@@ -90,10 +92,11 @@ def read_config(path: str, *, running: ServiceConfig | None = None) -> ServiceCo
 class _ConfigReader:
     """Takes values out of tables, and collects their mistakes, each with its line."""
 
-    def __init__(self, path: str, lines: Mapping[KeyPath, int]) -> None:
+    def __init__(self, path: str, lines: Mapping[KeyPath, int], *, imports_worker: bool) -> None:
         self.mistakes: list[tuple[int, str]] = []
         self._path = path
         self._lines = lines
+        self._imports_worker = imports_worker
 
     def config(self, values: dict[str, Any]) -> ServiceConfig | None:
         """The configuration; ``None`` where its spool or worker is missing or wrong."""
@@ -169,7 +172,7 @@ class _ConfigReader:
         if not found.keys() & set(ways):
             return None
         worker = WorkerConfig(**found)
-        if worker.function is not None:
+        if worker.function is not None and self._imports_worker:
             try:
                 load_function(worker.function, worker.path)
             except ValueError as error:

@@ -129,10 +129,6 @@ class Spool:
         os.makedirs(self._home(job), 0o700, exist_ok=True)
         files.move(f"{self._folders.incoming}/{job.target or job.name}", self._input(job))
 
-    def try_again(self, job: Job, limits: dict[str, Any]) -> Job:
-        """Begin an attempt on a job that waits."""
-        return self._database.begin(job, limits)
-
     def stage(self, job: Job) -> StagedAttempt:
         """Make the scratch folder of an attempt, and begin the copy of the input in it.
 
