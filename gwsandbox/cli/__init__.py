@@ -135,18 +135,24 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
 @app.command("serve")
 def serve(
     config: Annotated[str, typer.Argument(metavar="CONFIG.toml", show_default=False)],
-    check: Annotated[bool, typer.Option("--check", help="Only look for mistakes in CONFIG.toml.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look for mistakes in CONFIG.toml, and for folders it cannot write.")
+    ] = False,
+    running: Annotated[
+        int | None,
+        typer.Option(metavar="PID", min=1, help="With --check: whether the service of this pid could reload it."),
+    ] = None,
 ) -> None:
     """Work on files as they come into a folder, until stopped by SIGTERM.
 
     Each file's output goes to another folder, or the file to quarantine with a report. SIGHUP reads
-    CONFIG.toml anew. systemd/ in the sources has a unit, and an example of CONFIG.toml.
+    CONFIG.toml again. systemd/ in the sources has a unit, and an example of CONFIG.toml.
 
     Exit code: 0 stopped, 125 gwsandbox itself failed or CONFIG.toml has mistakes.
     """
-    from gwsandbox.cli.serve import serve_spool
+    from gwsandbox.cli.serve import check_config, serve_spool
 
-    raise typer.Exit(serve_spool(config, check=check))
+    raise typer.Exit(check_config(config, running) if check else serve_spool(config))
 
 
 @app.command("spool")

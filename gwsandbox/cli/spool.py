@@ -15,6 +15,7 @@ from gwsandbox.service import operator
 from gwsandbox.service.config.config import ServiceConfig
 from gwsandbox.service.config.reader import ConfigError, read_config
 from gwsandbox.service.operator import FileStatus, NotInQuarantine, SpoolStatus
+from gwsandbox.service.unit import adopt_state_folder
 
 _PREFIX = "gwsandbox spool: "
 _MOST_ROWS = 20
@@ -38,6 +39,7 @@ def operate(verb: str, path: str, names: Sequence[str], *, as_json: bool) -> int
     Returns:
         The exit code: 0, 1 where a file is not in quarantine, 125 where gwsandbox failed.
     """
+    adopt_state_folder(path)
     try:
         config = read_config(path, imports_worker=False)
         if verb == "status":

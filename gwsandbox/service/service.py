@@ -20,10 +20,12 @@ SIGKILL
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import selectors
 import signal
 import time
+from dataclasses import asdict
 from typing import Self
 
 from gwsandbox.linux.sd_notify import Manager
@@ -80,7 +82,9 @@ class Service:
         has_leases = folders.prepare(
             {name: getattr(config.folders, name) for name in ("work", "incoming", "done", "quarantine")}
         )
-        opened.callback(os.close, folders.lock(config.folders.work))
+        lock = folders.lock(config.folders.work)
+        opened.callback(os.close, lock)
+        folders.write_holder(lock, json.dumps({"pid": os.getpid(), **asdict(config.fixed)}))
         database = JobDatabase(config.database)
         opened.callback(database.close)
         self._spool = Spool(config.folders, database, output_suffix=config.worker.output_suffix)
@@ -301,7 +305,7 @@ class Service:
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            config = read_config(self._path, running=self._config)
+            config = read_config(self._path, running=self._config.fixed)
         except ConfigError as error:
             self._metrics.reload(is_good=False)
             for mistake in error.mistakes:

@@ -457,13 +457,51 @@ def test_mistakes_are_told_before_anything_starts(spool: SpoolFolder) -> None:
     assert not spool.database.exists()
 
 
-def test_check(spool: SpoolFolder) -> None:
-    command = [sys.executable, "-m", "gwsandbox", "serve", "--check", str(spool.configure())]
+def check(spool: SpoolFolder, *options: str) -> tuple[int, str]:
+    """The exit code of ``serve --check``, and what it says."""
+    command = [sys.executable, "-m", "gwsandbox", "serve", "--check", *options, str(spool.config)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    assert subprocess.run(command, check=False, env=env).returncode == 0
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    return done.returncode, done.stderr
+
+
+def test_check(spool: SpoolFolder) -> None:
+    before = spool.tree()
+    spool.configure()
+    assert check(spool) == (0, "")
+    assert spool.tree() == before
     spool.configure(top="workers = -2")
-    assert subprocess.run(command, check=False, env=env, stderr=subprocess.DEVNULL).returncode == 125
+    assert check(spool)[0] == 125
     assert not spool.database.exists()
+
+
+def test_check_of_a_reload(spool: SpoolFolder) -> None:
+    """What ExecReload= does first, so that a reload that is refused fails."""
+    spool.configure()
+    assert check(spool, "--running", "1")[0] == 125  # nobody works there
+    with serving(spool) as service:
+        pid = str(service.process.pid)
+        spool.configure(top="workers = 1\nattempts = 7")
+        assert check(spool, "--running", pid) == (0, "")
+        spool.configure(top=f'ledger = "{spool.root}/other"')
+        code, text = check(spool, "--running", pid)
+        assert (code, "ledger cannot change while the service runs" in text) == (125, True)
+        spool.configure(top="workers = -1")
+        assert "workers: must be a whole number" in check(spool, "--running", pid)[1]
+        spool.configure(tables=f'[folders]\nwork = "{spool.root}/other"')
+        assert "the folders cannot change" in check(spool, "--running", pid)[1]
+        spool.configure()
+        assert check(spool, "--running", "1")[0] == 125
+    assert check(spool)[0] == 0
+
+
+def test_check_finds_a_spool_that_cannot_be_written(spool: SpoolFolder) -> None:
+    spool.configure(tables='[folders]\ndone = "/proc/self"')
+    code, text = check(spool)
+    assert (code, "cannot write /proc/self" in text) == (125, True)
+    spool.configure(tables='[folders]\ndone = "/proc/none/inside"')
+    code, text = check(spool)
+    assert (code, "root cannot write /proc" in text or "cannot write /proc;" in text) == (125, True)
 
 
 def test_reload(spool: SpoolFolder) -> None:

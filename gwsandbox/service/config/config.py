@@ -91,6 +91,15 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FixedConfig:
+    """The part of a configuration that cannot change while the service runs."""
+
+    folders: FolderConfig
+    database: str
+    metrics: MetricsConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
     """The whole configuration.
 
@@ -128,3 +137,8 @@ class ServiceConfig:
     settle_seconds: float = 10.0
     drain_seconds: float = 60.0
     memory_reserve: int = 256 * 1024**2
+
+    @property
+    def fixed(self) -> FixedConfig:
+        """The part that cannot change while the service runs."""
+        return FixedConfig(folders=self.folders, database=self.database, metrics=self.metrics)

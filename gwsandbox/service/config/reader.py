@@ -14,6 +14,7 @@ from gwsandbox.model.limits import Limits
 from gwsandbox.service.config import checks
 from gwsandbox.service.config.config import (
     DEFAULT_LIMITS,
+    FixedConfig,
     FolderConfig,
     MetricsConfig,
     ServiceConfig,
@@ -61,12 +62,12 @@ class ConfigError(Exception):
         self.mistakes = mistakes
 
 
-def read_config(path: str, *, running: ServiceConfig | None = None, imports_worker: bool = True) -> ServiceConfig:
+def read_config(path: str, *, running: FixedConfig | None = None, imports_worker: bool = True) -> ServiceConfig:
     """Read a configuration file.
 
     Args:
         path: Path of the file.
-        running: The configuration of the service that reloads it.
+        running: What the service that reloads it cannot change.
         imports_worker: Whether to import the worker function, and so to find its mistakes too.
 
     Raises:
@@ -83,7 +84,7 @@ def read_config(path: str, *, running: ServiceConfig | None = None, imports_work
     reader = _ConfigReader(path, find_lines(text), imports_worker=imports_worker)
     config = reader.config(values)
     if config is not None and running is not None:
-        reader.compare(config, running)
+        reader.compare(config.fixed, running)
     if config is None or reader.mistakes:
         raise ConfigError([text for _, text in sorted(reader.mistakes)])
     return config
@@ -117,7 +118,7 @@ class _ConfigReader:
             **top,
         )
 
-    def compare(self, new: ServiceConfig, running: ServiceConfig) -> None:
+    def compare(self, new: FixedConfig, running: FixedConfig) -> None:
         """Collect the changes that a running service cannot take over."""
         for name, key in _FIXED.items():
             if getattr(new, name) != getattr(running, name):

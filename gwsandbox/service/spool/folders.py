@@ -88,6 +88,24 @@ def lock(work: str) -> int:
             return fd
 
 
+def write_holder(lock: int, text: str) -> None:
+    """Write into the lock's file who holds it."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, text.encode(), 0)
+
+
+def read_holder(work: str) -> str:
+    """What ``write_holder`` wrote; empty where no service works on the spool.
+
+    Raises:
+        OSError: The lock cannot be opened.
+    """
+    if not is_locked(work):
+        return ""
+    with open(f"{work}/{_LOCK}", encoding="utf-8") as file:
+        return file.read()
+
+
 def is_locked(work: str) -> bool:
     """Whether a service works on the spool.
 
