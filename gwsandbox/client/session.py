@@ -403,6 +403,12 @@ class Session:
             with contextlib.suppress(OSError):  # it is gone already, or the link is closed
                 self._ends[0].shutdown(socket.SHUT_WR)
 
+    def kill(self) -> None:
+        """Kill a supervisor that does not answer; every unfinished task gets the result that it is lost."""
+        for pidfd in reversed(self._pidfds):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
     def close(self) -> None:
         """Cancel what is unfinished, and come back when no process or cgroup of the run is left."""
         self.cancelled = True
@@ -423,9 +429,7 @@ class Session:
         while not self.lost:
             self._receive(max(deadline - time.monotonic(), 0))
             if time.monotonic() >= deadline and not self.lost:
-                for pidfd in reversed(self._pidfds):
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                self.kill()
                 deadline += _CLOSE_SECONDS
 
     def _end_reaper(self) -> None:

@@ -171,6 +171,7 @@ class Service:
         moments = [
             self._watcher.seconds_to_wait(),
             self._dispatcher.storage.seconds_to_wait(),
+            self._pool.seconds_to_wait(),
             self._notifier.seconds_to_wait(),
             self._metrics.seconds_to_wait(),
             self._until(self._drain_ends_at),
@@ -194,6 +195,7 @@ class Service:
                 self._spool.trash.empty(_TRASH_SECONDS)
             except OSError as error:
                 self._journal.write(f"leftovers of a guest cannot be removed: {error}", WARNING)
+        self._pool.check()
         self._metrics.write_textfile()
         self._notifier.turn(self._status())
 
@@ -210,7 +212,7 @@ class Service:
         elif self._check_memory_at is not None:
             parts.append("memory is short: no file is taken")
         if self._watcher.folders:
-            parts.append(f"{len(self._watcher.folders)} folders in incoming are not taken")
+            parts.append(f"folders in incoming, which are not taken: {len(self._watcher.folders)}")
         return ", ".join(parts)
 
     # --- incoming -----------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gwsandbox.backends.choose import choose_backend
 from gwsandbox.client.session import Session
@@ -16,6 +18,8 @@ from gwsandbox.model.task import Command, Task
 from gwsandbox.service import worker_function
 from gwsandbox.service.config.config import ServiceConfig
 from gwsandbox.service.spool.spool import GuestPaths, StagedAttempt
+
+OVERDUE_SECONDS = 30.0  # that a supervisor has to report an attempt whose deadline has passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,21 @@ class Finished:
     result: TaskResult
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """An attempt that runs.
+
+    Args:
+        staged: The attempt; ``None`` for the probe.
+        task: Its task.
+        overdue_at: When its supervisor must have ended it; an instant of the monotonic clock.
+    """
+
+    staged: StagedAttempt | None
+    task: Task | Command
+    overdue_at: float
+
+
 class WorkerPool:
     """Runs up to ``slots`` attempts at a time.
 
@@ -41,8 +60,7 @@ class WorkerPool:
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
         self._session: Session | None = None
-        # By identity: equal tasks are not the same.
-        self._running: dict[int, tuple[StagedAttempt | None, Task | Command]] = {}
+        self._running: dict[int, _Running] = {}  # by identity of the task: equal tasks are not the same
         self._last_number = 0
         self._is_outdated = False
 
@@ -106,7 +124,7 @@ class WorkerPool:
     @property
     def is_probing(self) -> bool:
         """Whether the probe runs."""
-        return any(staged is None for staged, _ in self._running.values())
+        return any(one.staged is None for one in self._running.values())
 
     def __len__(self) -> int:
         """How many attempts run, the probe included."""
@@ -129,7 +147,9 @@ class WorkerPool:
 
     def _start(self, staged: StagedAttempt | None, task: Task | Command) -> None:
         assert self._session is not None
-        self._running[id(task)] = (staged, task)
+        wall_seconds = self._config.limits.requested().get("wall_seconds", math.inf)
+        overdue_at = time.monotonic() + wall_seconds + OVERDUE_SECONDS
+        self._running[id(task)] = _Running(staged, task, overdue_at)
         self._last_number += 1
         self._session.submit(self._last_number, task)
         self._session.flush()
@@ -147,7 +167,19 @@ class WorkerPool:
         """The attempts that have ended; does not wait."""
         assert self._session is not None
         results = self._session.results_now()
-        return [Finished(self._running.pop(id(result.task))[0], result) for result in results]
+        return [Finished(self._running.pop(id(result.task)).staged, result) for result in results]
+
+    def seconds_to_wait(self) -> float | None:
+        """Seconds until ``check`` has something to do; ``None``: no attempt has a deadline."""
+        first = min((one.overdue_at for one in self._running.values()), default=math.inf)
+        return None if first == math.inf else max(first - time.monotonic(), 0)
+
+    def check(self) -> None:
+        """Kill a supervisor that does not end its attempts in time: a guest may have stopped it."""
+        if self.seconds_to_wait() == 0 and self._session is not None and not self._session.lost:
+            self._session.kill()
+            again = time.monotonic() + OVERDUE_SECONDS
+            self._running = {key: replace(one, overdue_at=again) for key, one in self._running.items()}
 
     def cancel(self) -> None:
         """End the attempts that run; ``finished`` still returns them."""

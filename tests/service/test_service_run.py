@@ -239,7 +239,7 @@ def test_a_folder_in_incoming_is_reported_once(spool: SpoolFolder) -> None:
     (spool.root / "incoming" / "old").mkdir()
     with serving(spool) as service:
         (spool.root / "incoming" / "new").mkdir()
-        service.wait_for("STATUS=0 in work, 0 to take, 0 to try again, 2 folders in incoming are not taken")
+        service.wait_for("STATUS=0 in work, 0 to take, 0 to try again, folders in incoming, which are not taken: 2")
         (spool.root / "incoming" / "new" / "inside").touch()
         spool.put("a", "content")
         spool.wait_until(lambda: spool.names("done") == {"a"})
@@ -247,7 +247,7 @@ def test_a_folder_in_incoming_is_reported_once(spool: SpoolFolder) -> None:
         assert sorted(", ".join(line.rpartition(": ")[2] for line in lines).split(", ")) == ["new", "old"]
         (spool.root / "incoming" / "new" / "inside").unlink()
         (spool.root / "incoming" / "new").rmdir()
-        service.wait_for("STATUS=0 in work, 0 to take, 0 to try again, 1 folders in incoming are not taken")
+        service.wait_for("STATUS=0 in work, 0 to take, 0 to try again, folders in incoming, which are not taken: 1")
 
 
 @pytest.mark.parametrize("way", ["rename", "link", "no name"])

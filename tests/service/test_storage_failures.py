@@ -123,6 +123,12 @@ class Worker:
     def cancel(self) -> None:
         pass
 
+    def check(self) -> None:
+        pass
+
+    def seconds_to_wait(self) -> None:
+        return None
+
     def start_attempt(self, staged: StagedAttempt) -> None:
         self._started.append(staged)
         os.write(self._writer, b"x")
