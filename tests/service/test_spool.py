@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -16,9 +17,10 @@ from spools import SpoolFolder
 from gwsandbox import SandboxError
 from gwsandbox.linux import syscalls
 from gwsandbox.service.config.config import FolderConfig
-from gwsandbox.service.spool import folders
+from gwsandbox.service.spool import files, folders
 from gwsandbox.service.spool.files import Refused
 from gwsandbox.service.spool.job_database import AttemptEnd, Job, JobDatabase, State
+from gwsandbox.service.spool.output import NotOnDisk, StillWritten
 from gwsandbox.service.spool.spool import GuestPaths, Spool
 
 KILLED = 77
@@ -276,6 +278,110 @@ def test_output_that_is_no_plain_file(tmp_path: Path, kind: str) -> None:
         spool.reject(job, OOM, {})
         assert database.unfinished() == []
     assert folder.results() == {"done": set(), "quarantine": {"a"}}
+
+
+@pytest.mark.parametrize("kind", ["folder by a link", "in a folder by a link", "swapped"])
+def test_output_of_an_attacker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What lies elsewhere is neither published nor changed."""
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "content")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "output").write_text("secret")
+    (elsewhere / "output").chmod(0o600)
+    with opened(folder) as (spool, _):
+        job = take(spool, "a")
+        scratch = Path(stage(spool, job).scratch)
+        rename = os.rename
+        if kind == "folder by a link":
+            scratch.rename(tmp_path / "away")
+            scratch.symlink_to(elsewhere)
+        elif kind == "in a folder by a link":
+            (scratch / "output").symlink_to(elsewhere / "output")
+        else:
+            (scratch / "output").write_text("output")
+
+            def swap(*args: Any, **kwargs: Any) -> None:
+                (scratch / "output").unlink()
+                os.link(elsewhere / "output", scratch / "output")
+                rename(*args, **kwargs)
+
+            monkeypatch.setattr(os, "rename", swap)
+        with pytest.raises(Refused):
+            spool.take_output(job)
+    assert (elsewhere / "output").stat().st_mode & 0o777 == 0o600
+    assert folder.names("done") == set()
+
+
+def test_output_that_a_process_still_writes(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "content")
+    with opened(folder) as (spool, _):
+        job = take(spool, "a")
+        with open(stage(spool, job).output, "w", encoding="ascii") as file:
+            file.write("half")
+            file.flush()
+            with pytest.raises(StillWritten):
+                spool.take_output(job)
+        publish(spool, job)
+    assert (tmp_path / "done" / "a").read_text() == "half"
+
+
+def test_output_that_the_disk_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second fsync would succeed, whatever was lost. So the output is not published."""
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "content")
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    with opened(folder) as (spool, _):
+        job = take(spool, "a")
+        work(spool, job)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(NotOnDisk):
+                spool.take_output(job)
+        spool.wait(job, AttemptEnd("INTERRUPTED"))
+        again = database_job(folder)
+        spool.stage(again).copy.close()
+        assert not (tmp_path / "work" / "1" / "output").exists()
+
+
+def database_job(folder: SpoolFolder) -> Job:
+    with contextlib.closing(JobDatabase(str(folder.database))) as database:
+        return database.begin(database.job(1), {})
+
+
+def test_a_large_input_is_copied_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_FICLONE", 0)  # as on a file system that cannot share blocks
+    monkeypatch.setattr(files, "_CHUNK", 1000)
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "x" * 10_500)
+    with opened(folder) as (spool, _):
+        staged = spool.stage(take(spool, "a"))
+        assert not staged.copy.advance(0)
+        assert Path(staged.paths.source).stat().st_size == 0
+        steps = 0
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock.__setitem__(0, clock[0] + 1) or clock[0])
+        while not staged.copy.advance(clock[0] + 1.5):
+            steps += 1
+        assert steps >= 5
+        assert Path(staged.paths.source).read_text() == "x" * 10_500
+
+
+def test_no_room_for_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before the disk is full, which would stop the guests that run."""
+    monkeypatch.setattr(files, "_FICLONE", 0)
+    folder = SpoolFolder(tmp_path)
+    folder.put("a", "")
+    os.truncate(tmp_path / "incoming" / "a", 1 << 42)
+    with opened(folder) as (spool, _):
+        job = take(spool, "a")
+        with pytest.raises(OSError, match="No space left") as caught:
+            spool.stage(job)
+        assert caught.value.errno == errno.ENOSPC
 
 
 def test_output_gets_plain_permissions(tmp_path: Path) -> None:
