@@ -122,8 +122,8 @@ class ServiceProcess:
             while True:
                 left = deadline - time.monotonic()
                 ready, _, _ = select.select([self._socket.fileno(), pidfd], [], [], max(left, 0))
-                assert ready, f"it did not say {assignment}, but {self.heard}; its log: {self.told()}"
-                assert self._socket.fileno() in ready, f"it ended: {self.told()}"
+                assert ready, f"it did not say {assignment}, but {self.heard}; its log: {self.log_text()}"
+                assert self._socket.fileno() in ready, f"it ended: {self.log_text()}"
                 message = self._socket.recv(65536).decode()
                 self.heard.append(message)
                 if any(line.startswith(assignment) for line in message.splitlines()):
@@ -131,7 +131,7 @@ class ServiceProcess:
         finally:
             os.close(pidfd)
 
-    def told(self) -> str:
+    def log_text(self) -> str:
         """All that it wrote to stderr."""
         return self.log.read_text(errors="replace")
 
@@ -177,4 +177,4 @@ def serving(spool: SpoolFolder, **options: Any) -> Iterator[ServiceProcess]:
     with ServiceProcess(spool, **options) as service:
         yield service
         if service.process.poll() is None:
-            assert service.stop() == 0, service.told()
+            assert service.stop() == 0, service.log_text()

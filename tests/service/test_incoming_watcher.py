@@ -1,4 +1,4 @@
-"""Which files are taken, and when: what the kernel tells, what has settled, and what is left alone."""
+"""Which files are taken, and when: what the kernel announces, what has settled, and what is left alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ready(watcher: IncomingWatcher) -> list[str]:
 
 
 def wait_and_look(watcher: IncomingWatcher) -> list[str]:
-    """As the loop does: until the kernel tells something, or it is time."""
+    """As the loop does: until the kernel announces something, or it is time."""
     select.select([watcher.fileno()], [], [], watcher.seconds_to_wait())
     return ready(watcher)
 
@@ -337,7 +337,7 @@ def test_made_by_a_second_name(tmp_path: Path) -> None:
         assert until_ready(watcher) == ["a"]
 
 
-def test_what_cannot_be_taken_is_told_of_once(tmp_path: Path) -> None:
+def test_what_cannot_be_taken_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with watching(tmp_path, settle_seconds=0) as watcher:
         assert ready(watcher) == ["a"]

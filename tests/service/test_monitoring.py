@@ -1,4 +1,4 @@
-"""What the service tells: systemd by sd_notify, the journal by its native protocol, Prometheus by its metrics."""
+"""What the service reports: to systemd by sd_notify, to the journal by its native protocol, to Prometheus by its metrics."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_notifier_pings_twice_as_often_as_asked(tmp_path: Path, monkeypatch: pyt
         assert notifier.seconds_to_wait() == 5.0
         notifier.turn("busy")
         assert heard() == []
-        assert notifier.seconds_to_wait() == 1.0  # what is new is told, but not more than once a second
+        assert notifier.seconds_to_wait() == 1.0  # news is reported, but not more than once a second
         now += 4
         assert notifier.seconds_to_wait() == 0.0
         notifier.turn("busy")

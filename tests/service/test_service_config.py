@@ -133,7 +133,7 @@ done = 7
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", "1: spool is missing"),
         ("", "1: worker.command or worker.function is missing"),
@@ -161,8 +161,8 @@ done = 7
         (f"{GOOD}[metrics]\ntextfile = '/none-such/x.prom'", "6: metrics.textfile: there is no folder /none-such"),
     ],
 )
-def test_mistake(tmp_path: Path, text: str, told: str) -> None:
-    assert any(mistake.startswith(told) for mistake in mistakes(tmp_path, text)), mistakes(tmp_path, text)
+def test_mistake(tmp_path: Path, text: str, expected: str) -> None:
+    assert any(mistake.startswith(expected) for mistake in mistakes(tmp_path, text)), mistakes(tmp_path, text)
 
 
 def test_no_toml_no_file_no_text(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_each_ends_where_it_should(spool: SpoolFolder, backend: BackendName, wor
     assert {state for (state,) in spool.rows("SELECT state FROM jobs")} == {"DONE", "QUARANTINED"}
     for word in bad:
         assert (spool.root / "quarantine" / f"{word}.pdf").read_text() == word
-    told = report(spool, "raise.pdf")
-    assert "not a good file \\udcff\\x1b[31m" in str(told["detail"] if worker is FUNCTION else told["stderr"])
+    found = report(spool, "raise.pdf")
+    assert "not a good file \\udcff\\x1b[31m" in str(found["detail"] if worker is FUNCTION else found["stderr"])
     assert report(spool, "hang.pdf")["timed_out"]
     assert len(report(spool, "crash.pdf")["attempts"]) == 3  # type: ignore[arg-type]
     enforcement = report(spool, "hang.pdf")["enforcement"]
@@ -99,7 +99,7 @@ def test_names_from_strangers(spool: SpoolFolder) -> None:
         spool.put(f"{name[:100]}-bad", "raise")
     with serving(spool) as service:
         spool.wait_until(spool.is_quiet)
-        assert "\x1b" not in service.told()
+        assert "\x1b" not in service.log_text()
     assert spool.names("done") == set(names)
     rejected = spool.results()["quarantine"]
     assert len(rejected) == len(names) == len({os.fsencode(name) for name in rejected})
@@ -243,7 +243,7 @@ def test_a_folder_in_incoming_is_reported_once(spool: SpoolFolder) -> None:
         (spool.root / "incoming" / "new" / "inside").touch()
         spool.put("a", "content")
         spool.wait_until(lambda: spool.names("done") == {"a"})
-        lines = [line for line in service.told().splitlines() if "folders in incoming are not taken" in line]
+        lines = [line for line in service.log_text().splitlines() if "folders in incoming are not taken" in line]
         assert sorted(", ".join(line.rpartition(": ")[2] for line in lines).split(", ")) == ["new", "old"]
         (spool.root / "incoming" / "new" / "inside").unlink()
         (spool.root / "incoming" / "new").rmdir()
@@ -308,7 +308,7 @@ def test_the_service_ends_when_no_sandbox_works(spool: SpoolFolder) -> None:
         spool.put(f"{n}", "content")
     with ServiceProcess(spool) as service:
         assert service.wait() == 125
-        assert "in a row, then for an empty task; see gwsandbox doctor" in service.told()
+        assert "in a row, then for an empty task; see gwsandbox doctor" in service.log_text()
     assert spool.results()["quarantine"] == set()
     assert len(spool.names("incoming")) + len(spool.names("work")) == 20
 
@@ -320,7 +320,7 @@ def test_guests_that_break_their_sandbox_do_not_end_the_service(spool: SpoolFold
     with serving(spool) as service:
         spool.put("good", "content")
         spool.wait_until(spool.is_quiet)
-        assert "but an empty task works" in service.told()
+        assert "but an empty task works" in service.log_text()
     assert spool.results() == {"done": {"good"}, "quarantine": {f"bad-{n}" for n in range(8)}}
 
 
@@ -446,14 +446,14 @@ def test_one_service_per_spool(spool: SpoolFolder, tmp_path: Path) -> None:
 # --- configuration ---------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told_before_anything_starts(spool: SpoolFolder) -> None:
+def test_mistakes_are_reported_before_anything_starts(spool: SpoolFolder) -> None:
     spool.configure(top='memmory = "x"\nworkers = -2')
     with ServiceProcess(spool, ready=False) as service:
         assert service.wait() == 125
-    lines = service.told().splitlines()
+    lines = service.log_text().splitlines()
     assert len(lines) == 2
-    assert f"{spool.config}:5: workers: must be a whole number" in service.told()
-    assert f"{spool.config}:6: memmory is not known" in service.told()
+    assert f"{spool.config}:5: workers: must be a whole number" in service.log_text()
+    assert f"{spool.config}:6: memmory is not known" in service.log_text()
     assert not spool.database.exists()
 
 
@@ -534,9 +534,9 @@ def test_bad_reload_is_refused_as_a_whole(spool: SpoolFolder) -> None:
         service.signal(signal.SIGHUP)
         service.wait_for("RELOADING=1")
         service.wait_for("READY=1")
-        assert f"<3>{spool.config}:6: attempts: must be a whole number" in service.told()
-        assert f"<3>{spool.config}:14: limits.memry is not known; is it memory?" in service.told()
-        assert "stays as it was" in service.told()
+        assert f"<3>{spool.config}:6: attempts: must be a whole number" in service.log_text()
+        assert f"<3>{spool.config}:14: limits.memry is not known; is it memory?" in service.log_text()
+        assert "stays as it was" in service.log_text()
         spool.put("crash", "crash")
         spool.wait_until(spool.is_quiet)
     assert spool.outcomes("crash") == ["CRASHED"] * 3
@@ -587,7 +587,7 @@ def test_metrics_port(spool: SpoolFolder) -> None:
     assert "gwsandbox_running 0.0" in textfile.read_text()
 
 
-def test_watchdog_is_told_while_work_goes_on(spool: SpoolFolder) -> None:
+def test_watchdog_is_pinged_while_work_goes_on(spool: SpoolFolder) -> None:
     spool.configure()
     with serving(spool, env={"WATCHDOG_USEC": "200000"}) as service:
         spool.put("slow", "slow")

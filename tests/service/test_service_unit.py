@@ -149,15 +149,15 @@ def test_library_drop_in_gives_cgroups(instance: Instance) -> None:
     drop_in = [line for line in (UNITS / "drop-ins" / "library.conf").read_text().splitlines() if "=" in line]
     properties = [f"--property={line}" for line in drop_in if not line.startswith("#")]
     for user in ("root", "nobody"):
-        told = run(
+        found = run(
             *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={user}", *properties),
             *(sys.executable, "-c", source),
         )
-        assert "'memory': 'memory.max'" in told
+        assert "'memory': 'memory.max'" in found
 
 
 def readme_lines() -> list[str]:
-    """What systemd/README.md tells the operator to type, but for the virtual environment: that is the fixture's."""
+    """The lines of systemd/README.md for the operator to type, without the virtual environment, which the fixture makes."""
     text = (UNITS / "README.md").read_text(encoding="utf-8")
     block = text.partition("## Installing the spool service")[2].partition("```console\n")[2].partition("```")[0]
     lines = [line.removeprefix("# ") for line in block.splitlines()]
@@ -181,8 +181,8 @@ def test_readme_as_typed() -> None:
         assert "done: 1" in status
         assert "a service works on it" in status
         Path("/etc/gwsandbox/pdf.toml").write_text("spool = '/srv/pdf'\n[worker]\ncommand = 'cp {input} {output}'\n")
-        told = run(COMMAND, "serve", "--check", "/etc/gwsandbox/pdf.toml", check=False)
-        assert "gwsandbox-spool@pdf.service cannot write /srv/pdf" in told
+        found = run(COMMAND, "serve", "--check", "/etc/gwsandbox/pdf.toml", check=False)
+        assert "gwsandbox-spool@pdf.service cannot write /srv/pdf" in found
     finally:
         run("systemctl", "disable", "--now", "gwsandbox-spool@pdf", check=False)
         for path in (*installed, Path("/etc/gwsandbox/pdf.toml")):
@@ -196,10 +196,10 @@ def test_readme_as_typed() -> None:
 
 
 def exposure(unit: str) -> float:
-    told = run("systemd-analyze", "security", "--no-pager", unit)
-    found = re.search(r"Overall exposure level for .*: ([0-9.]+) ", told)
-    assert found is not None, told
-    return float(found[1])
+    found = run("systemd-analyze", "security", "--no-pager", unit)
+    figure = re.search(r"Overall exposure level for .*: ([0-9.]+) ", found)
+    assert figure is not None, found
+    return float(figure[1])
 
 
 def corpus() -> dict[str, Path]:
@@ -236,9 +236,9 @@ def test_the_corpus_is_processed_and_little_is_exposed(instance: Instance) -> No
         status = (instance.root / "done" / name).stat()
         assert (status.st_mode & 0o777, status.st_size > 0) == (0o640, True)
     for name in ends["quarantine"]:
-        told = json.loads((instance.root / "quarantine" / f"{name}.report.json").read_text())
-        assert told["enforcement"]["limits"]["memory"] == "memory.max", told
-        assert told["enforcement"]["degraded"] == {}
+        found = json.loads((instance.root / "quarantine" / f"{name}.report.json").read_text())
+        assert found["enforcement"]["limits"]["memory"] == "memory.max", found
+        assert found["enforcement"]["degraded"] == {}
     assert instance.show("Result") == "success"
 
 

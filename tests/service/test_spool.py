@@ -167,21 +167,21 @@ def finish(folder: SpoolFolder) -> None:
             spool.trash.empty(1)
 
 
-def check(folder: SpoolFolder, told: str) -> None:
+def check(folder: SpoolFolder, where: str) -> None:
     done = [path.read_bytes() for path in (folder.root / "done").iterdir() if not path.name.startswith(".")]
     rejected = [path for path in (folder.root / "quarantine").iterdir() if not path.name.endswith(".report.json")]
-    assert len(done) + len(rejected) == 1, f"{told}: {folder.tree()}"
-    assert done in ([], [b"CONTENT"]), told
+    assert len(done) + len(rejected) == 1, f"{where}: {folder.tree()}"
+    assert done in ([], [b"CONTENT"]), where
     for path in rejected:
         assert path.read_bytes() == b"content"
-        assert path.with_name(f"{path.name}.report.json").exists(), f"{told}: {folder.tree()}"
-    assert folder.names("incoming") == folder.names("work") == set(), f"{told}: {folder.tree()}"
+        assert path.with_name(f"{path.name}.report.json").exists(), f"{where}: {folder.tree()}"
+    assert folder.names("incoming") == folder.names("work") == set(), f"{where}: {folder.tree()}"
     assert os.listdir(folder.root / "work" / "trash") == []
     states = {state for (state,) in folder.rows("SELECT state FROM jobs")}
-    assert states <= {"DONE", "QUARANTINED"}, f"{told}: {states}"
+    assert states <= {"DONE", "QUARANTINED"}, f"{where}: {states}"
     rows = folder.rows("SELECT outcome FROM attempts ORDER BY job, number")
-    assert rows, told
-    assert all(outcome is not None for (outcome,) in rows), f"{told}: {rows}"
+    assert rows, where
+    assert all(outcome is not None for (outcome,) in rows), f"{where}: {rows}"
 
 
 @pytest.mark.parametrize("way", WAYS)

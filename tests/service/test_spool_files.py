@@ -144,9 +144,9 @@ except SandboxError as error:
     import sys
 
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    told = subprocess.run([*argv, sys.executable, source], capture_output=True, text=True, check=True, env=env)
-    assert "move files to done" in told.stdout
-    assert "one file system" in told.stdout
+    found = subprocess.run([*argv, sys.executable, source], capture_output=True, text=True, check=True, env=env)
+    assert "move files to done" in found.stdout
+    assert "one file system" in found.stdout
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_trash_is_emptied_bit_by_bit_and_resumed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "trash") == []
 
 
-def test_trash_that_cannot_be_removed_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trash_that_cannot_be_removed_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "left").mkdir()
     (tmp_path / "left" / "x").touch()
     trash = Trash(str(tmp_path / "trash"))
