@@ -109,6 +109,16 @@ def test_a_readers_close_does_not_make_a_half_file_whole(tmp_path: Path, has_lea
         assert ready(watcher) == ["a"]
 
 
+@LEASES
+def test_a_reader_of_a_file_that_is_still_empty(tmp_path: Path, has_leases: bool) -> None:
+    with watching(tmp_path, settle_seconds=0, has_leases=has_leases) as watcher:
+        with (tmp_path / "a").open("w"):
+            assert ready(watcher) == []
+            (tmp_path / "a").read_text()
+            assert ready(watcher) == []
+        assert ready(watcher) == ["a"]
+
+
 def test_a_reader_that_comes_before_the_watcher_has_looked(tmp_path: Path) -> None:
     """The kernel merges both opens into one event, and no lease can be asked for."""
     with watching(tmp_path, settle_seconds=0, has_leases=False) as watcher:
@@ -326,13 +336,15 @@ def test_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert wait_and_look(watcher) == ["a"]
 
 
-def test_made_by_a_second_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settle_seconds", [0, SETTLE])
+def test_made_by_a_second_name(tmp_path: Path, settle_seconds: float) -> None:
     """As a maildir is delivered to: link, then unlink the first name."""
     (tmp_path / "in").mkdir()
     (tmp_path / "x").touch()
-    with watching(tmp_path / "in", settle_seconds=SETTLE) as watcher:
+    with watching(tmp_path / "in", settle_seconds=settle_seconds) as watcher:
         os.link(tmp_path / "x", tmp_path / "in" / "a")
         assert ready(watcher) == []
+        assert wait_and_look(watcher) == []
         (tmp_path / "x").unlink()
         assert until_ready(watcher) == ["a"]
 

@@ -313,6 +313,18 @@ def test_output_of_an_attacker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert folder.names("done") == set()
 
 
+def test_input_that_a_process_still_writes(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path)
+    with opened(folder) as (spool, _), (tmp_path / "incoming" / "a").open("w") as file:
+        job = take(spool, "a")
+        with pytest.raises(StillWritten):
+            spool.stage(job)
+        file.close()
+        work(spool, job)
+        publish(spool, job)
+    assert folder.names("done") == {"a"}
+
+
 def test_output_that_a_process_still_writes(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path)
     folder.put("a", "content")
