@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from gwsandbox.guest import child
+from gwsandbox.guest import child, random_numbers
 from gwsandbox.ipc import call
 from gwsandbox.ipc.birth import (
     ANSWER,
@@ -79,7 +79,7 @@ def _get_ready(
     """Do once what every guest would have to do."""
     syscalls.die_with_parent()
     setup = child.Setup(control.fileno(), options, be_subreaper=be_subreaper)
-    child.reset_inherited_state(keep_ignored=options.pass_through)
+    child.reset_inherited_state(options.caller, keep_ignored=options.pass_through)
     if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
         syscalls.unblock_signals()
     for number, limit in limits.items():
@@ -111,6 +111,7 @@ def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command]
     space = socket.CMSG_SPACE(4 * len(ROLES))
     message = bytearray(REQUEST.size + LARGEST_WORK)
     serves_programs = False
+    reseed = random_numbers.reseeder()
     while True:
         size, ancillary, flags, _ = control.recvmsg_into([message], space, socket.MSG_CMSG_CLOEXEC)
         if not size:
@@ -126,6 +127,8 @@ def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command]
             if setup.is_command is not serves_programs:
                 serves_programs = setup.is_command
                 child.set_default_signals(programs=serves_programs)
+            if reseed is not None and not setup.is_command:
+                reseed()
             pid = _fork(setup)
         except Exception as error:  # noqa: BLE001 - as said
             pid = -(errno_of(error) or errno.EIO)
