@@ -39,7 +39,7 @@ def raised(error: BaseException) -> exception.Raised:
     try:
         record.write_exception(fd, error, Delivery.RAISED)
         _, inline, is_whole = record.inspect(fd)
-        found = record.read_inline(inline) if is_whole else record.read_descriptor(os.dup(fd))
+        found = record.read_inline(inline) if is_whole else record.read_descriptor(fd)
     finally:
         os.close(fd)
     assert isinstance(found, exception.Raised)
@@ -464,3 +464,4 @@ def test_a_record_larger_than_ours_ever_are_is_not_read() -> None:
     assert record.inspect(fd)[0] is Delivery.RAISED
     with pytest.raises(TransferError, match="holds no exception"):
         record.read_descriptor(fd)
+    os.close(fd)
