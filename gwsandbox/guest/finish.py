@@ -13,7 +13,6 @@ handful of page faults; see ``child`` for why those count.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # below ``signal``, whose Python makes enums: pages written
-import _thread
 import atexit
 import contextlib
 import functools
@@ -31,7 +30,6 @@ from gwsandbox.model.verdict import GRACE_SECONDS
 
 _ALARM, _DEFAULT = int(signal.SIGALRM), int(signal.SIG_DFL)  # plain numbers: no enum is looked at in a guest
 _set_handler, _set_alarm, _unblock = _signal.signal, _signal.alarm, _signal.pthread_sigmask
-_count_threads = _thread._count
 _count_exit_functions, _run_exit_functions = atexit._ncallbacks, atexit._run_exitfuncs
 _modules = sys.modules
 
@@ -109,7 +107,9 @@ def finish(result: int, code: int) -> NoReturn:
         _set_handler(_ALARM, _DEFAULT)
         _set_alarm(GRACE_SECONDS)
         threading = _modules.get("threading")
-        if threading is not None and (_count_threads() or len(threading._threading_atexits) != _inherited_callbacks):
+        if threading is not None and (
+            len(threading._active) > 1 or len(threading._threading_atexits) != _inherited_callbacks
+        ):
             _end_threads(threading, result)
         if _count_exit_functions() != _inherited_exit_functions:
             _call_exit_functions(result, code)

@@ -37,7 +37,7 @@ from gwsandbox.ipc.birth import (
     TRUNCATED,
     WORK,
 )
-from gwsandbox.linux import syscalls
+from gwsandbox.linux import syscalls, unpatched
 from gwsandbox.linux.errnos import errno_of
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
@@ -87,6 +87,7 @@ def _get_ready(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
     _raise_oom_score()
     child.warm_up()
+    unpatched.patch_again()
     gc.freeze()  # or a guest's first collection would write to every page that it shares with us
     if options.collect_garbage:
         gc.enable()
