@@ -26,6 +26,10 @@ from gwsandbox.model.text import shorten_detail
 from gwsandbox.model.verdict import Delivery
 
 _GIB = 1024**3
+_BESIDE_THREADS = (
+    "perhaps it waited for a lock: the caller was forked beside {} more threads, and what they held stays locked in a "
+    "guest; start_method='forkserver' has none of them"
+)
 
 _EXCEPTIONS: dict[Outcome, type[Exception]] = {
     Outcome.FAILED: GuestFailed,
@@ -49,6 +53,8 @@ def make_result(task: Task | Command, report: Report, descriptor: int | None, op
         options: Of the run.
     """
     report, value, exception = _open_payload(task, report, descriptor, trusted=options.trusted)
+    if report.outcome is Outcome.TIMED_OUT and options.other_threads and isinstance(task, Task):
+        report = report._replace(detail=f"{report.detail}; {_BESIDE_THREADS.format(options.other_threads)}")
     if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
         exception = _EXCEPTIONS.get(report.outcome, SandboxError)(report.detail)
     peak = report.usage.memory_peak_bytes

@@ -28,6 +28,7 @@ from typing import Any
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.client import clean_interpreter
+from gwsandbox.client.loggers import fork_beside_loggers, other_threads
 from gwsandbox.client.results import make_result
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
@@ -85,7 +86,8 @@ class Session:
             results: Where results go, in order of completion.
         """
         self._backend = backend
-        self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled())
+        threads = other_threads() if options.start_method == "fork" else 0
+        self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled(), other_threads=threads)
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
         self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order
@@ -143,7 +145,7 @@ class Session:
         try:
             # Blocked until the child has seen to itself: a Ctrl-C that arrives in it belongs to the caller.
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            _store(self._reapers, unpatched.module("os").fork)
+            fork_beside_loggers(functools.partial(_store, self._reapers, unpatched.module("os").fork))
             if self._reapers[0] == 0:
                 callers = functools.partial(_descriptors, self._options.caller)
                 run_reaper(self._ends[1], Inheritance(self._backend, self._options, self._inherited_tasks, callers))
