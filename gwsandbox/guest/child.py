@@ -134,9 +134,7 @@ def reset_inherited_state(caller: int, *, keep_ignored: bool) -> None:
     for number in signal.valid_signals() - _UNSTOPPABLE:
         wanted = _INTERPRETERS.get(number, signal.SIG_DFL)
         handler = signal.getsignal(number)
-        # Whose SIGCHLD is ignored has no account of its children: neither an exit status nor their CPU time.
-        keep = keep_ignored and handler is signal.SIG_IGN and number != signal.SIGCHLD
-        if handler not in {wanted, None} and not keep:
+        if handler not in {wanted, None} and not (keep_ignored and handler is signal.SIG_IGN):
             signal.signal(number, wanted)
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pytest
 from support import PACE, BackendName, Program, sleep_for_ever
 
-from gwsandbox import Limits, Outcome, TaskResult, run
+from gwsandbox import Limits, Outcome, ProcessManager, Task, TaskResult, run
 from gwsandbox.model.verdict import GRACE_SECONDS
 
 StartMethod = Literal["fork", "forkserver"]
@@ -338,6 +338,28 @@ def test_shared_memory_of_others_that_a_task_attaches_to_stays(runs: Runs, calle
     callers_memory.close()  # and so it is not mapped here any more
     assert runs(attach, callers_memory.name).result == b"data"
     assert os.path.exists(shared(callers_memory.name))
+
+
+def attach_when_told(reader: int) -> bytes:
+    return attach(os.read(reader, 100).decode())
+
+
+def test_nor_is_what_the_caller_made_while_the_task_ran(backend: BackendName) -> None:
+    reader, writer = os.pipe()
+    with ProcessManager(2, backend=backend) as manager:
+        manager.queue_tasks([Task(abs, (-1,)), Task(attach_when_told, (reader,))])
+        results = manager.as_completed()
+        assert next(results).result == 1
+        memory = shared_memory.SharedMemory(create=True, size=1 << 12)
+        memory.buf[:4] = b"data"  # type: ignore[index]
+        os.write(writer, memory.name.encode())
+        assert next(results).result == b"data"
+    assert os.path.exists(shared(memory.name))
+    memory.close()
+    memory.unlink()
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    os.close(reader)
+    os.close(writer)
 
 
 def forget_a_semaphore() -> tuple[set[str], str]:
