@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -60,6 +62,10 @@ def _swap() -> str:
         return "" if len(file.readlines()) > 1 else "no swap is on"
 
 
+def _library(name: str) -> str:
+    return "" if importlib.util.find_spec(name) else "not installed"
+
+
 def _vm() -> str:
     """For tests that install units and users: a machine of scripts/vm, with systemd and as root."""
     if os.uname().nodename != "gwsandbox-vm":
@@ -67,13 +73,15 @@ def _vm() -> str:
     return _root()
 
 
-PROBES = {
+PROBES: dict[str, Callable[[], str]] = {
     "cgroup2": _cgroup2,
     "delegated": _delegated,
     "root": _root,
     "ordinary_user": _ordinary_user,
     "mount_namespace": _mount_namespace,
     "swap": _swap,
+    "gevent": functools.partial(_library, "gevent"),
+    "eventlet": functools.partial(_library, "eventlet"),
     "vm": _vm,
 }
 

@@ -401,15 +401,6 @@ def test_a_guest_killed_while_it_writes_its_result(backend: BackendName) -> None
     assert Outcome.KILLED in outcomes
 
 
-def test_what_a_guest_left_when_it_was_timed_out_is_not_given_as_a_result(backend: BackendName) -> None:
-    def return_and_hang() -> str:
-        threading.Thread(target=sleep_for_ever).start()
-        return "value"
-
-    result = run_one(backend, return_and_hang, wall_seconds=0.4 * PACE)
-    assert (result.outcome, result.result) == (Outcome.TIMED_OUT, None)
-
-
 # --- the caller's memory and descriptors ------------------------------------------------------------------
 
 

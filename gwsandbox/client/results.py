@@ -6,6 +6,7 @@ from typing import Any
 
 from gwsandbox.ipc import record
 from gwsandbox.ipc.channel import LOST, Report
+from gwsandbox.ipc.exception import FORGED, Raised
 from gwsandbox.ipc.output_store import received
 from gwsandbox.model.errors import (
     CpuTimeExceeded,
@@ -21,10 +22,14 @@ from gwsandbox.model.limits import Limits
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task
-from gwsandbox.model.text import describe
+from gwsandbox.model.text import shorten_detail
 from gwsandbox.model.verdict import Delivery
 
 _GIB = 1024**3
+_BESIDE_THREADS = (
+    "perhaps it waited for a lock: the caller was forked beside {} more threads, and what they held stays locked in a "
+    "guest; start_method='forkserver' has none of them"
+)
 
 _EXCEPTIONS: dict[Outcome, type[Exception]] = {
     Outcome.FAILED: GuestFailed,
@@ -48,6 +53,8 @@ def make_result(task: Task | Command, report: Report, descriptor: int | None, op
         options: Of the run.
     """
     report, value, exception = _open_payload(task, report, descriptor, trusted=options.trusted)
+    if report.outcome is Outcome.TIMED_OUT and options.other_threads and isinstance(task, Task):
+        report = report._replace(detail=f"{report.detail}; {_BESIDE_THREADS.format(options.other_threads)}")
     if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
         exception = _EXCEPTIONS.get(report.outcome, SandboxError)(report.detail)
     peak = report.usage.memory_peak_bytes
@@ -103,12 +110,17 @@ def _open_payload(
         return report, nothing, error
     if report.delivery is Delivery.VALUE:
         return report, content, None
-    if not _is_exception(content):
-        return report, nothing, TransferError("the record that it left holds no exception, as those of ours do")
-    exception, text = content
+    if not isinstance(content, Raised):
+        return report, nothing, TransferError(FORGED)
     if not _overrules(report):
-        report = report._replace(detail=_told(report, exception))
-    return report, nothing, record.attach_traceback(exception, text)
+        report = report._replace(detail=_with_text(report, content))
+    return report, nothing, _exception(content, report, trusted=trusted)
+
+
+def _exception(raised: Raised, report: Report, *, trusted: bool) -> BaseException | None:
+    if trusted:
+        return raised.exception()
+    return None if report.outcome is Outcome.SANDBOX_ERROR else raised.stand_in()
 
 
 def _open_output(
@@ -127,18 +139,16 @@ def _open_output(
     return report, CommandOutput(stdout, stderr), None
 
 
-def _is_exception(content: Any) -> bool:
-    """Whether a record that a guest may have forged is at least of the right shape."""
-    if not isinstance(content, tuple) or len(content) != 2:
-        return False
-    return isinstance(content[0], BaseException) and isinstance(content[1], str)
-
-
 def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool:
-    """Whether the record is to be opened: a value on success only, and where not trusted only one of bytes."""
-    if report.delivery is Delivery.NOTHING or (report.delivery is Delivery.VALUE) != (
-        report.outcome is Outcome.SUCCEEDED
-    ):
+    """Whether the record is to be opened: a value on success only, and where not trusted only one of bytes.
+
+    Of an exception that is not trusted the texts are read, and it is not unpickled.
+    """
+    if report.delivery is Delivery.NOTHING:
+        return False
+    if report.delivery is not Delivery.VALUE:
+        return report.outcome is not Outcome.SUCCEEDED
+    if report.outcome is not Outcome.SUCCEEDED:
         return False
     return trusted or (descriptor is None and isinstance(report.payload, bytes) and record.is_bytes(report.payload))
 
@@ -158,6 +168,6 @@ def _refuse_lost(descriptor: int) -> None:
         )
 
 
-def _told(report: Report, exception: BaseException) -> str:
-    text = describe(exception)
+def _with_text(report: Report, raised: Raised) -> str:
+    text = shorten_detail(raised.describe())
     return f"{report.detail}: {text}" if report.detail else text

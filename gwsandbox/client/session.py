@@ -14,7 +14,6 @@ import errno
 import functools
 import gc
 import os
-import pickle
 import select
 import signal
 import socket
@@ -28,19 +27,19 @@ from itertools import chain, starmap
 from typing import Any
 
 from gwsandbox.backends.base import Backend
+from gwsandbox.client import clean_interpreter
+from gwsandbox.client.loggers import fork_beside_loggers, other_threads
 from gwsandbox.client.results import make_result
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
 from gwsandbox.ipc.channel import LOST, Ended, Order, Packet, Report, Sent, Started
+from gwsandbox.linux import unpatched
 from gwsandbox.linux.errnos import errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
 from gwsandbox.supervisor.bootstrap import PRELOAD_REMEDY, Inheritance, run_reaper
-
-# Run by a clean interpreter in "forkserver" mode.
-_FORKSERVER = "import sys; from gwsandbox.supervisor.bootstrap import serve; serve(int(sys.argv[1]))"
 
 _ORDERS_TOGETHER = 256  # in one packet; each is some 100 bytes without its work
 _WORK_TOGETHER = 1 << 15  # bytes
@@ -87,7 +86,8 @@ class Session:
             results: Where results go, in order of completion.
         """
         self._backend = backend
-        self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled())
+        threads = other_threads() if options.start_method == "fork" else 0
+        self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled(), other_threads=threads)
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
         self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order
@@ -125,14 +125,14 @@ class Session:
                     self._spawn()
             self._ends[1].close()
             _store(self._pidfds, os.pidfd_open, self._reapers[0])
-            self._epoll = select.epoll()
+            self._epoll = unpatched.module("select").epoll()
             self._epoll.register(self._ends[0], select.EPOLLIN)
             self._epoll.register(self._pidfds[0], select.EPOLLIN)
         except OSError as error:
             remedy = "see ulimit -u (processes) and ulimit -n (descriptors)"
             raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
         if self._options.start_method != "fork":
-            self._send(_preparation(self._options, self._backend))
+            self._send(clean_interpreter.preparation(self._options, self._backend))
         if self._options.preload or self._backend.may_refuse:
             self._await_start()
         self.started = True
@@ -145,7 +145,7 @@ class Session:
         try:
             # Blocked until the child has seen to itself: a Ctrl-C that arrives in it belongs to the caller.
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            _store(self._reapers, os.fork)
+            fork_beside_loggers(functools.partial(_store, self._reapers, unpatched.module("os").fork))
             if self._reapers[0] == 0:
                 callers = functools.partial(_descriptors, self._options.caller)
                 run_reaper(self._ends[1], Inheritance(self._backend, self._options, self._inherited_tasks, callers))
@@ -155,11 +155,10 @@ class Session:
     def _spawn(self) -> None:
         """Start a clean interpreter. Not by ``subprocess``, which may be interrupted when it knows the pid alone."""
         end = self._ends[1].fileno()
-        arguments = [sys.executable, "-c", _FORKSERVER, str(end)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        arguments = clean_interpreter.arguments(end)
         keep_end = [(os.POSIX_SPAWN_DUP2, end, end)]
-        spawn = functools.partial(os.posix_spawn, file_actions=keep_end, setsigmask=())
-        _store(self._reapers, spawn, sys.executable, arguments, environment)
+        spawn = functools.partial(unpatched.module("os").posix_spawn, file_actions=keep_end, setsigmask=())
+        _store(self._reapers, spawn, sys.executable, arguments, os.environ)
 
     def _await_start(self) -> None:
         """Wait until the backend is ready and modules are preloaded: here a mistake is said once, not by each task."""
@@ -268,7 +267,7 @@ class Session:
 
     def _await_room(self) -> None:
         """Wait until the socket can be written, or there is something to receive: it may be that which makes room."""
-        poll = select.poll()
+        poll = unpatched.module("select").poll()
         poll.register(self._ends[0], select.POLLOUT)
         poll.register(self.fileno(), select.POLLIN)
         poll.poll()
@@ -307,6 +306,7 @@ class Session:
         if self.lost or self._epoll is None:
             self._report_lost()
             return
+        unpatched.wait_beside_greenlets(self._epoll.fileno(), seconds)
         ready = {fd for fd, _ in self._epoll.poll(seconds)}
         if self._ends[0].fileno() in ready:
             self._take_packet()
@@ -437,7 +437,7 @@ class Session:
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             os.kill(self._reapers[0], signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
             if self._pidfds:
-                poll = select.poll()
+                poll = unpatched.module("select").poll()
                 poll.register(self._pidfds[0], select.POLLIN)
                 if not poll.poll(_CLOSE_SECONDS * 1000):
                     os.kill(self._reapers[0], signal.SIGKILL)
@@ -446,7 +446,7 @@ class Session:
     def _reap(self) -> None:
         statuses: deque[tuple[int, int]] = deque()
         with contextlib.suppress(ChildProcessError):  # the caller's own code may have reaped it
-            _store(statuses, os.waitpid, self._reapers[0], 0)
+            _store(statuses, unpatched.module("os").waitpid, self._reapers[0], 0)
         self._reaper_status = statuses[0][1] if statuses else -1
 
     def _release(self) -> None:
@@ -478,12 +478,6 @@ def _close_all(descriptors: deque[int]) -> None:
     """Close each, and none twice: it leaves its place and is closed in one call of C."""
     while descriptors:
         deque(map(os.close, starmap(descriptors.popleft, ((),))), maxlen=0)
-
-
-def _preparation(options: RunOptions, backend: Backend) -> Packet:
-    """What a clean interpreter needs to know, that a fork would."""
-    message = (os.getpid(), sys.path, os.environ.get("PYTHONPATH"), backend.name, options)
-    return Packet(pickle.dumps(message, protocol=5))
 
 
 def _not_sent(number: int, error: BaseException) -> Report:

@@ -11,22 +11,23 @@ outside the supervisor does (resource limits).
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from types import CoroutineType
 from typing import Any, NoReturn
 
+from gwsandbox.guest import finish
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.call import Call
 from gwsandbox.linux import descriptors, syscalls
 from gwsandbox.model.errors import GuestSetupError
 from gwsandbox.model.options import RunOptions
-from gwsandbox.model.verdict import Delivery
+from gwsandbox.model.verdict import RESULT_LOST, Delivery
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
 _SETUP_FAILED = 125
@@ -117,13 +118,18 @@ class Setup:
         self.born_inside = True
 
 
-def reset_inherited_state(*, keep_ignored: bool) -> None:
+def reset_inherited_state(caller: int, *, keep_ignored: bool) -> None:
     """In the zygote, once: what a fork does not do.
 
     Signal handlers become the interpreter's own, and multiprocessing forgets the caller's children and queues
     as its own bootstrap does: otherwise a guest's exit would terminate the caller's daemonic children, and a
     queue that the caller has used would lose what the guest puts into it.
+
+    Args:
+        caller: Its pid.
+        keep_ignored: Whether signals that the caller ignores stay ignored.
     """
+    finish.forget_callers(caller)
     signal.set_wakeup_fd(-1)  # the caller's event loop must not be told of a guest's signals
     for number in signal.valid_signals() - _UNSTOPPABLE:
         wanted = _INTERPRETERS.get(number, signal.SIG_DFL)
@@ -148,6 +154,9 @@ def warm_up() -> None:
         os.read(-1, 1)
     with contextlib.suppress(OSError):
         os.pwrite(-1, b"", 0)
+    with contextlib.suppress(OSError):
+        os.lseek(-1, 0, os.SEEK_CUR)
+    finish.rehearse()
     bytearray(1 << 14)
 
 
@@ -181,7 +190,9 @@ def run_guest(setup: Setup) -> NoReturn:
     try:
         _take_steps(setup)
         code = 1
-        code = _execute(setup, *setup.program) if setup.is_command else _call(setup, *_open_call(setup.call))
+        if not setup.is_command:
+            _call(setup, *_open_call(setup.call))
+        code = _execute(setup, *setup.program)
     except GuestSetupError as error:
         record.write_exception(setup.result, error, Delivery.STEP_FAILED)
     except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
@@ -274,22 +285,46 @@ def _open_call(sent: Call | bytes | int) -> Call:
     return call.unpack_call(sent) if isinstance(sent, bytes) else sent
 
 
-def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Run a Python call; its exit code."""
+def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
+    """Run a Python call, leave its record, and end."""
     try:
         value = func(*args, **kwargs)
+        if value is not None and type(value) is CoroutineType:
+            value = _run_coroutine(value)
         code = 0 if record.write_value(setup.result, value) else 1
     except BaseException as error:  # noqa: BLE001 - all that a task raises is its result
-        code = _exit_code(error)
-        delivery = Delivery.RAISED
-        if isinstance(error, MemoryError):
-            delivery = Delivery.NO_MEMORY
-            _use_report_reserve()
-        if error.__traceback__ is not None:
-            error.__traceback__ = error.__traceback__.tb_next  # from the task's function on; ours help nobody
-        record.write_exception(setup.result, error, delivery)
-    _finish_interpreter()
-    return code
+        code = _tell(setup.result, error)
+    finish.finish(setup.result, code)
+
+
+def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio  # noqa: PLC0415 - no other guest pays for it
+
+    return asyncio.run(coroutine)
+
+
+def _tell(result: int, error: BaseException) -> int:
+    """Leave the record of what the task raised; the exit code."""
+    if isinstance(error, record.ResultLostError):
+        return RESULT_LOST
+    delivery = Delivery.RAISED
+    if isinstance(error, MemoryError):
+        delivery = Delivery.NO_MEMORY
+        _use_report_reserve()
+    _leave_out_ours(error)
+    try:
+        record.write_exception(result, error, delivery)
+    except record.ResultLostError:
+        return RESULT_LOST
+    return _exit_code(error)
+
+
+def _leave_out_ours(error: BaseException) -> None:
+    """Let its traceback begin with the task's function: our frames, and those of ``asyncio.run``, help nobody."""
+    trace = error.__traceback__
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith((__name__, "asyncio.")):
+        trace = trace.tb_next
+    error.__traceback__ = trace
 
 
 def _use_report_reserve() -> None:
@@ -305,23 +340,6 @@ def _exit_code(error: BaseException) -> int:
     if error.code is None:
         return 0
     return error.code & 0xFF if isinstance(error.code, int) else 1
-
-
-def _finish_interpreter() -> None:
-    """As multiprocessing.Process ends: wait for the task's threads and queues, then flush."""
-    threading = sys.modules.get("threading")
-    if threading is not None and _thread._count():
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util._exit_function()
-    for stream in (sys.stdout, sys.stderr):
-        try:  # noqa: SIM105 - suppress is Python code, and pages written
-            stream.flush()
-        except (AttributeError, OSError, ValueError):  # None, closed, or its reader is gone
-            pass
 
 
 def _execute(setup: Setup, argv: tuple[str, ...], cwd: str | None, env: dict[str, str] | None) -> int:

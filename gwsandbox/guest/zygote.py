@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from gwsandbox.guest import child
+from gwsandbox.guest import child, random_numbers
 from gwsandbox.ipc import call
 from gwsandbox.ipc.birth import (
     ANSWER,
@@ -37,7 +37,7 @@ from gwsandbox.ipc.birth import (
     TRUNCATED,
     WORK,
 )
-from gwsandbox.linux import syscalls
+from gwsandbox.linux import syscalls, unpatched
 from gwsandbox.linux.errnos import errno_of
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
@@ -79,7 +79,7 @@ def _get_ready(
     """Do once what every guest would have to do."""
     syscalls.die_with_parent()
     setup = child.Setup(control.fileno(), options, be_subreaper=be_subreaper)
-    child.reset_inherited_state(keep_ignored=options.pass_through)
+    child.reset_inherited_state(options.caller, keep_ignored=options.pass_through)
     if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
         syscalls.unblock_signals()
     for number, limit in limits.items():
@@ -87,6 +87,7 @@ def _get_ready(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
     _raise_oom_score()
     child.warm_up()
+    unpatched.patch_again()
     gc.freeze()  # or a guest's first collection would write to every page that it shares with us
     if options.collect_garbage:
         gc.enable()
@@ -111,6 +112,7 @@ def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command]
     space = socket.CMSG_SPACE(4 * len(ROLES))
     message = bytearray(REQUEST.size + LARGEST_WORK)
     serves_programs = False
+    reseed = random_numbers.reseeder()
     while True:
         size, ancillary, flags, _ = control.recvmsg_into([message], space, socket.MSG_CMSG_CLOEXEC)
         if not size:
@@ -126,6 +128,8 @@ def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command]
             if setup.is_command is not serves_programs:
                 serves_programs = setup.is_command
                 child.set_default_signals(programs=serves_programs)
+            if reseed is not None and not setup.is_command:
+                reseed()
             pid = _fork(setup)
         except Exception as error:  # noqa: BLE001 - as said
             pid = -(errno_of(error) or errno.EIO)

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gwsandbox.ipc.record import Buffer, write_all
+from gwsandbox.ipc.pickling import Buffer
+from gwsandbox.ipc.record import write_all
 from gwsandbox.model.errors import TransferError
 from gwsandbox.model.task import Task
 from gwsandbox.model.text import describe

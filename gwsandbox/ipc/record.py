@@ -1,4 +1,4 @@
-"""How a call travels to its guest, and its value or exception back.
+"""How the value or the exception of a task travels back.
 
 A guest writes one record into its result descriptor, a memfd: first the body, and the head last, so that a
 record is either whole or absent, whenever the guest is killed. Bytes go as they are. Everything else is
@@ -12,21 +12,22 @@ bytes are never unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
-import io
 import mmap
 import os
 import pickle
 import struct
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
+from gwsandbox.ipc import exception, pickling
+from gwsandbox.ipc.pickling import Buffer
 from gwsandbox.linux import syscalls
-from gwsandbox.model.errors import RemoteTraceback, TransferError
-from gwsandbox.model.text import describe, safe_text, type_name
+from gwsandbox.model.errors import TransferError
+from gwsandbox.model.text import describe, shorten_detail, type_name
 from gwsandbox.model.verdict import Delivery
 
 _HEAD = struct.Struct("=4sBxxxQQQ")  # magic, delivery, length of the body, number of buffers, of the record
@@ -36,13 +37,20 @@ _VALUE = Delivery.VALUE.value  # which before Python 3.12 is Python code, and pa
 _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
 _ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
+_PLACE = _ROOM + 0x677773  # of the file's offset, which marks it: no other file is read or written there
+_NOTE = struct.Struct("=4sH")  # magic, bytes of text that follow
+_NOTE_MAGIC = b"left"
+_NOTE_PLACE = _ROOM - 4096
+_LONGEST_NOTE = 300  # bytes
 _MAPPED = 1 << 26  # bytes from which on a record is mapped and not copied, before Python 3.13
 _AT_ONCE = 4096  # bytes of a page, which the kernel writes in one go or not at all when the guest is killed
 INLINE = 1 << 16  # bytes up to which a record travels in the report itself
 
 _PLAIN = frozenset({type(None), bool, int, float, str})  # what pickles in no other way than unpickles
 
-Buffer = bytes | bytearray | memoryview
+
+class ResultLostError(Exception):
+    """A guest cannot write its record; the text says why."""
 
 
 # --- the record, written by the guest -------------------------------------------------------------------
@@ -52,8 +60,11 @@ def write_value(fd: int, value: object) -> bool:
     """Write the value that the function returned; whether that went well.
 
     Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
+
+    Raises:
+        ResultLostError: The descriptor is not that of the record any more.
     """
-    if value is None and os.pwrite(fd, _NONE, 0) == len(_NONE):
+    if value is None and _is_record(fd) and os.pwrite(fd, _NONE, 0) == len(_NONE):
         return True
     if type(value) is bytes:
         _write_record(fd, _VALUE | _BYTES_VALUE, value, [])
@@ -62,7 +73,7 @@ def write_value(fd: int, value: object) -> bool:
         _write_record(fd, _VALUE, pickle.dumps(value, protocol=5), [])
         return True
     try:
-        body, buffers = _dump_checked(value)
+        body, buffers = pickling.dump_checked(value)
     except MemoryError:
         raise
     except BaseException as error:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
@@ -70,53 +81,43 @@ def write_value(fd: int, value: object) -> bool:
             f"result of type {type_name(value)} cannot be sent back: {describe(error)}; "
             "return plain data, or write it to a file"
         )
-        _write_record(fd, Delivery.NOT_TRANSFERABLE.value, pickle.dumps((refusal, "")), [])
+        _write_record(fd, Delivery.NOT_TRANSFERABLE.value, exception.pack(refusal, with_traceback=False), [])
         return False
     _write_record(fd, _VALUE, body, buffers)
     return True
 
 
 def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
-    """Write an exception and its traceback; where it cannot be pickled, one of ours with its type and text."""
-    text = "".join(traceback.format_exception(error))
+    """Write an exception, with its texts.
+
+    Raises:
+        ResultLostError: The descriptor is not that of the record any more.
+    """
+    _write_record(fd, delivery.value, exception.pack(error), [])
+
+
+def _is_record(fd: int) -> bool:
+    """Whether ``fd`` is what ``create`` made.
+
+    The task may have closed it, and opened a file of its own that got the same number. Its place tells: one page
+    fault in a fresh fork, where fstat(2) takes seven.
+    """
     try:
-        body = _dump_exception(error, text)
-    except BaseException as why:  # noqa: BLE001 - a __reduce__ may raise anything, SystemExit too
-        stand_in = TransferError(
-            f"{type_name(error)}: {safe_text(error)} (the exception itself cannot be sent back: {describe(why)})"
-        )
-        body = pickle.dumps((stand_in, text), protocol=5)
-    _write_record(fd, delivery.value, body, [])
-
-
-def _dump_exception(error: BaseException, text: str) -> bytes:
-    try:
-        return _dump_checked((error, text))[0]
-    except TypeError:
-        # By default an exception is made anew by calling its class with ``args``, which are not what its own
-        # __init__ asks for. It is the same without that call.
-        parts = (_Rebuilt(type(error), error.args, error.__dict__), text)
-        return _dump_checked(parts)[0]
-
-
-class _Rebuilt:
-    """Unpickles as an exception of class ``kind``, without a call of its ``__init__``."""
-
-    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
-        self._parts = kind, args, state
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._parts
-
-
-def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
+        return os.lseek(fd, 0, os.SEEK_CUR) == _PLACE
+    except OSError:
+        return False
 
 
 def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
+    if not _is_record(fd):
+        raise ResultLostError("the task has closed it, or put another file in its place")
+    try:
+        _write_parts(fd, kind, body, buffers)
+    except OSError as error:
+        raise ResultLostError(describe(error)) from error
+
+
+def _write_parts(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
     if _HEAD.size + len(body) <= _AT_ONCE and not buffers:
         record = _small_record(kind, body)
         if os.pwrite(fd, record, 0) == len(record):
@@ -130,6 +131,14 @@ def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -
 
 def _small_record(kind: int, body: Buffer) -> bytes:
     return _HEAD.pack(_MAGIC, kind, len(body), 0, _HEAD.size + len(body)) + body
+
+
+def write_unfinished(fd: int, what: str) -> None:
+    """Say, far behind the record, what the guest waits for: should it be killed meanwhile, that is known."""
+    text = what.encode("utf-8", "replace")[:_LONGEST_NOTE]
+    with contextlib.suppress(OSError):
+        if _is_record(fd):
+            write_all(fd, _NOTE.pack(_NOTE_MAGIC, len(text)) + text, _NOTE_PLACE)
 
 
 # What most tasks return. Made beforehand: in a fresh fork that takes two dozen page faults.
@@ -171,53 +180,28 @@ def _aligned(position: int) -> int:
     return -(-position // _ALIGN) * _ALIGN
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles by reference where it can, as pickle does, and notes whether anything but plain data came by."""
-
-    foreign = False
-
-    def reducer_override(self, _value: Any) -> Any:
-        self.foreign = True  # called for everything that is not of a built-in type
-        return NotImplemented
+# --- the record, made and read by supervisor and manager ------------------------------------------------
 
 
-def _dump_checked(value: object) -> tuple[bytes, list[memoryview]]:
-    """Pickle ``value``; where it holds more than plain data, see in the guest whether it unpickles again.
-
-    So that what raises, hangs or exits when unpickled does so in the guest, under its limits, and not in the
-    caller's process.
-    """
-    try:
-        return _dump(_Pickler, value)
-    except (pickle.PicklingError, TypeError, AttributeError):
-        # Local functions and classes, which only cloudpickle can send. If it cannot either, its error counts.
-        return _dump(_by_value_pickler, value)
-
-
-def _dump(make: Callable[..., Any], value: object) -> tuple[bytes, list[memoryview]]:
-    target = io.BytesIO()
-    buffers: list[pickle.PickleBuffer] = []
-    pickler = make(target, protocol=5, buffer_callback=buffers.append)
-    pickler.dump(value)
-    views = [buffer.raw() for buffer in buffers]
-    body = target.getvalue()  # the buffer itself, and nothing that BytesIO would wait for when it is collected
-    if getattr(pickler, "foreign", True):
-        pickle.loads(body, buffers=views)
-    return body, views
-
-
-def _by_value_pickler(target: io.BytesIO, **options: Any) -> Any:
-    import cloudpickle  # noqa: PLC0415 - as above
-
-    return cloudpickle.Pickler(target, **options)
-
-
-# --- the record, read by supervisor and manager ---------------------------------------------------------
+def create() -> int:
+    """A memfd for one record, which its guest can tell from any other file."""
+    fd = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.lseek(fd, _PLACE, os.SEEK_SET)
+    return fd
 
 
 def make_room(fd: int) -> None:
     """Let a guest write a record of any length where its file-size limit would stop it; holds no memory."""
     os.ftruncate(fd, _ROOM)
+
+
+def read_unfinished(fd: int) -> str:
+    """What ``write_unfinished`` said last, as one line; "" where it said nothing. To be called before ``inspect``."""
+    note = os.pread(fd, _NOTE.size + _LONGEST_NOTE, _NOTE_PLACE)
+    if len(note) < _NOTE.size or not note.startswith(_NOTE_MAGIC):
+        return ""
+    _, length = _NOTE.unpack_from(note)
+    return shorten_detail(note[_NOTE.size :][:length].decode("utf-8", "replace"))
 
 
 def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
@@ -262,11 +246,13 @@ def is_bytes(record: bytes) -> bool:
 
 
 def read_inline(record: bytes) -> Any:
-    """The value, or (exception, traceback), of a small record.
+    """The value, or the ``Raised``, of a small record.
 
     Raises:
         TransferError: It does not unpickle.
     """
+    if record == _NONE:
+        return None
     if is_bytes(record):
         return record[_HEAD.size : _HEAD.size + _HEAD.unpack_from(record)[2]]
     # A bytearray, so that arrays come out writable as they were.
@@ -274,7 +260,7 @@ def read_inline(record: bytes) -> Any:
 
 
 def read_descriptor(fd: int) -> Any:
-    """The value, or (exception, traceback), of a large record; the descriptor stays open.
+    """The value, or the ``Raised``, of a large record; the descriptor stays open.
 
     Raises:
         TransferError: It does not unpickle.
@@ -284,6 +270,8 @@ def read_descriptor(fd: int) -> Any:
         if head[4] & _BYTES_VALUE:
             file.seek(_HEAD.size)
             return fitting(file.readall)  # into one object of the right size: nothing is held twice
+        if head[4] != _VALUE and os.fstat(fd).st_size > _HEAD.size + exception.LARGEST_BODY:
+            raise TransferError(exception.FORGED)
         return _load(memoryview(fitting(lambda: _map(fd))))
 
 
@@ -317,7 +305,7 @@ def _map(fd: int) -> mmap.mmap:
 
 def _load(record: memoryview) -> Any:
     try:
-        _, _, length, count, _ = _HEAD.unpack_from(record)
+        _, kind, length, count, _ = _HEAD.unpack_from(record)
         position = _HEAD.size + length
         buffers = []
         for _ in range(count):
@@ -325,15 +313,7 @@ def _load(record: memoryview) -> Any:
             start = _aligned(position + _LENGTH.size)
             buffers.append(record[start : start + size])
             position = start + size
-        return pickle.loads(record[_HEAD.size : _HEAD.size + length], buffers=buffers)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
+    except (struct.error, OverflowError) as error:
         raise TransferError(f"result cannot be unpickled here: {describe(error)}") from error
-
-
-def attach_traceback(error: BaseException, text: str) -> BaseException:
-    """``error`` with the guest's traceback as its cause."""
-    if text:
-        error.__cause__ = RemoteTraceback(text)
-    return error
+    body = record[_HEAD.size : _HEAD.size + length]
+    return pickling.load(body, buffers) if kind == _VALUE else exception.unpack(body)

@@ -13,6 +13,7 @@ Whose fault it is shows in the type::
       OutputExceeded        its output limit
       TaskCancelled         the caller ended it
       TransferError         its arguments, result or exception could not travel between processes
+        RemoteError         stands for its exception, whose own class is not to be had in this process
     DegradedWarning         a limit will be held by less than a cgroup
 
 A limit of wall-clock time ends in the built-in ``TimeoutError``, one of memory in ``MemoryError``.
@@ -103,6 +104,26 @@ class TaskCancelled(GuestError):
 
 class TransferError(GuestError):
     """A task, result or exception could not travel between processes; the text names its type."""
+
+
+class RemoteError(TransferError):
+    """Stands for an exception of a task that cannot be made in this process: its own class is not to be had here.
+
+    Args:
+        type_name: The class of the exception, with its module.
+        text: What ``str`` gave for it in the guest.
+        reason: Why it could not travel itself; "" where that was not tried.
+    """
+
+    def __init__(self, type_name: str, text: str, reason: str = "") -> None:
+        super().__init__(type_name, text, reason)
+        self.type_name = type_name
+        self.text = text
+        self.reason = reason
+
+    def __str__(self) -> str:
+        told = f"{self.type_name}: {self.text}"
+        return f"{told} (the exception itself cannot be sent back: {self.reason})" if self.reason else told
 
 
 class RemoteTraceback(Exception):

@@ -24,6 +24,7 @@ class RunOptions:
         preload: Modules that a clean interpreter imports once.
         caller: Pid of the caller.
         collect_garbage: Whether the caller has the garbage collector on.
+        other_threads: Threads that the caller had beside its own when it was forked.
     """
 
     max_workers: int
@@ -36,3 +37,4 @@ class RunOptions:
     preload: tuple[str, ...] = ()
     caller: int = 0
     collect_garbage: bool = True
+    other_threads: int = 0

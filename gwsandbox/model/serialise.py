@@ -6,8 +6,10 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from gwsandbox.model.errors import RemoteError
 from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import Command, Task
+from gwsandbox.model.text import safe_text, type_name
 
 
 def as_object(result: TaskResult) -> dict[str, Any]:
@@ -36,9 +38,9 @@ def _plain(value: Any) -> Any:
 def _exception(error: BaseException | None) -> dict[str, str] | None:
     if error is None:
         return None
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return {"type": name, "message": str(error)}
+    if isinstance(error, RemoteError):
+        return {"type": error.type_name, "message": error.text}
+    return {"type": type_name(error), "message": safe_text(error)}
 
 
 def as_line(value: dict[str, Any]) -> str:

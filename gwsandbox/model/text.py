@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gwsandbox.model.errors import GuestError
+from gwsandbox.model.foreign import ForeignError, call_foreign
 
 _SHOWN = 100  # characters of each value in a repr, as existing scripts print them
 _LONGEST_DETAIL = 400
@@ -14,9 +15,9 @@ def shorten(value: object) -> str:
     if isinstance(value, bytes | bytearray | str) and len(value) > _SHOWN:
         return repr(value[:_SHOWN])[:_SHOWN] + "..."
     try:
-        text = repr(value)
-    except Exception as error:  # noqa: BLE001 - a __repr__ may raise anything, and results are printed
-        text = f"<{type(value).__name__} object, whose repr raised {type(error).__name__}>"
+        text = call_foreign(lambda: repr(value))
+    except ForeignError as error:
+        text = f"<{type(value).__name__} object, whose repr raised {type(error.raised).__name__}>"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
@@ -52,18 +53,29 @@ def format_size(size: float) -> str:
     return f"{size:.4g} TiB"
 
 
+def cut(text: str, longest: int) -> str:
+    """``text``, or its two ends where it has more than ``longest`` characters: each of them can matter."""
+    if len(text) <= longest:
+        return text
+    end = longest // 2
+    rest = len(text) - end
+    return f"{text[:end]}\n[{rest - end} characters are left out here]\n{text[rest:]}"
+
+
 def type_name(value: object) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def safe_text(value: object) -> str:
+    """``str(value)``, whatever the ``__str__`` of its class does."""
     try:
-        return str(value)
-    except Exception:  # noqa: BLE001 - a __str__ may raise anything
+        return call_foreign(lambda: str.__str__(str(value)))  # and no instance of a class derived from it
+    except ForeignError:
         return "(its text cannot be made)"
 
 
 def describe(error: BaseException) -> str:
     """An exception's type and text, whatever its ``__str__`` does."""
-    return f"{type_name(error)}: {safe_text(error)}" if not isinstance(error, GuestError) else str(error)
+    text = safe_text(error)
+    return text if isinstance(error, GuestError) else f"{type_name(error)}: {text}"

@@ -1,7 +1,8 @@
 """The verdict: ``judge(evidence) -> Outcome``, and the sentence that explains it. Pure functions.
 
-It is given once, when nothing of the guest lives any more. What was noted *before* our own kill comes first,
-then the kernel's counters, the wait status last: SIGKILL alone says nothing about who sent it.
+It is given once, when nothing of the guest lives any more. A whole record comes first: the function had returned or
+raised, and what ended the guest later changes nothing of that. Then comes what was noted *before* our own kill, then
+the kernel's counters, the wait status last: SIGKILL alone says nothing about who sent it.
 
 How the kernel counts (Documentation/admin-guide/cgroup-v2.rst, "memory.events"; commit b6bf9abb0aa4): ``oom``
 counts in the group whose limit was reached, ``oom_kill`` in the groups that the victims belong to;
@@ -17,6 +18,12 @@ from typing import NamedTuple
 
 from gwsandbox.model.result import Outcome
 from gwsandbox.model.text import format_size
+
+GRACE_SECONDS = 2
+"""Whole seconds that a guest has, after its function is done, for its threads, exit functions and last output."""
+
+RESULT_LOST = 113
+"""Exit code of a guest that found its result descriptor closed or replaced when it wanted to write its record."""
 
 
 class Reason(enum.Enum):
@@ -62,6 +69,7 @@ class Evidence(NamedTuple):
         memory_refused: A limit of ours on address space or data may have made an allocation fail.
         cpu_limited: A CPU-time limit was asked for (and so SIGXCPU is ours).
         file_size_limited: A file-size limit was asked for (and so SIGXFSZ is ours).
+        unfinished: What the guest waited for when it was ended after its record was whole; "" where that is unknown.
     """
 
     exit_code: int
@@ -74,6 +82,7 @@ class Evidence(NamedTuple):
     memory_refused: bool = False
     cpu_limited: bool = False
     file_size_limited: bool = False
+    unfinished: str = ""
 
 
 _OWN_FATAL_SIGNALS = frozenset(
@@ -98,21 +107,30 @@ def judge(evidence: Evidence) -> Outcome:
     if evidence.reason is Reason.OUTPUT:
         return Outcome.OUTPUT_EXCEEDED  # what it wrote was cut, however it ended
     ended_itself = evidence.exit_code >= 0
+    own_oom = evidence.oom_events > 0 and evidence.oom_kills_local > 0
+    # Where the kernel killed a descendant only, it may have returned for that.
+    if _has_record(evidence) and not (own_oom and ended_itself):
+        return _judge_record(evidence)
     if evidence.reason is not None and not ended_itself:
         return Outcome(evidence.reason.value)
-    if evidence.oom_events and evidence.oom_kills_local:
+    if own_oom:
         return Outcome.OUT_OF_MEMORY
-    if ended_itself:
-        return _judge_exit(evidence)
-    return _judge_signal(evidence)
+    return _judge_exit(evidence) if ended_itself else _judge_signal(evidence)
+
+
+def _has_record(evidence: Evidence) -> bool:
+    """Whether the guest said what became of its function. A program says nothing, unless it could not be executed."""
+    return evidence.delivery is not Delivery.NOTHING and not evidence.is_command
+
+
+def _judge_record(evidence: Evidence) -> Outcome:
+    if evidence.delivery is Delivery.NO_MEMORY and evidence.memory_refused:
+        return Outcome.OUT_OF_MEMORY
+    return Outcome.SUCCEEDED if evidence.delivery is Delivery.VALUE else Outcome.FAILED
 
 
 def _judge_exit(evidence: Evidence) -> Outcome:
-    if evidence.delivery is Delivery.NO_MEMORY and evidence.memory_refused:
-        return Outcome.OUT_OF_MEMORY
-    if evidence.exit_code == 0 and (evidence.is_command or evidence.delivery is Delivery.VALUE):
-        return Outcome.SUCCEEDED
-    return Outcome.FAILED
+    return Outcome.SUCCEEDED if evidence.is_command and evidence.exit_code == 0 else Outcome.FAILED
 
 
 def _judge_signal(evidence: Evidence) -> Outcome:
@@ -164,7 +182,9 @@ def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]
         case Outcome.CANCELLED:
             return "ended by the caller"
         case Outcome.FAILED:
-            return _explain_failure(evidence)
+            return _explain_failure(evidence, requested)
+        case Outcome.SUCCEEDED if evidence.exit_code:
+            return f"the function returned, and {_explain_end(evidence, requested)}"
         case _:
             return ""
 
@@ -173,7 +193,7 @@ def _explain_memory(evidence: Evidence, requested: Mapping[str, float]) -> str:
     text = f"memory limit of {format_size(requested.get('memory', 0))} reached"
     if evidence.exit_code >= 0 and evidence.oom_kills_local:
         text += " by a descendant, which the kernel killed"
-    elif evidence.exit_code >= 0:
+    elif evidence.delivery is Delivery.NO_MEMORY:
         text += ": an allocation was refused"
     return f"{text}; raise --memory (memory) if the work needs more"
 
@@ -198,15 +218,42 @@ def _explain_kill(evidence: Evidence) -> str:
     return f"ended by {name}, sent by itself or from outside and not by gwsandbox"
 
 
-def _explain_failure(evidence: Evidence) -> str:
+def _explain_failure(evidence: Evidence, requested: Mapping[str, float]) -> str:
+    later = f" (and {_explain_end(evidence, requested)})" if evidence.exit_code < 0 else ""
     match evidence.delivery:
         case Delivery.RAISED | Delivery.NO_MEMORY:
-            return "the function raised"
+            return f"the function raised{later}"
         case Delivery.NOT_TRANSFERABLE:
-            return "its value could not be sent back"
+            return f"its value could not be sent back{later}"
         case Delivery.NOT_EXECUTED:
             return "the program could not be executed"
         case _ if evidence.is_command:
             return f"exit code {evidence.exit_code}"
+        case _ if evidence.exit_code == RESULT_LOST:
+            return (
+                "the function is done, and what it gave is lost: the task had closed or replaced the descriptor of its "
+                "result; let it close only what it has opened"
+            )
         case _:
             return f"exited with code {evidence.exit_code} before the function returned"
+
+
+def _explain_end(evidence: Evidence, requested: Mapping[str, float]) -> str:
+    """What became of a guest whose record was whole, and that did not end by itself in the usual way."""
+    match evidence.reason:
+        case _ if evidence.exit_code > 0:
+            return f"exited with code {evidence.exit_code} later"
+        case Reason.DEADLINE:
+            how = f"the wall-clock limit of {requested.get('wall_seconds', 0):g} s ended what it left"
+        case Reason.CPU_TIME:
+            how = f"the CPU-time limit of {requested.get('cpu_seconds', 0):g} s ended what it left"
+        case Reason.MEMORY:
+            how = f"the memory limit of {format_size(requested.get('memory', 0))} ended what it left"
+        case Reason.CANCELLED:
+            how = "the caller ended what it left"
+        case _ if evidence.exit_code == -signal.SIGALRM:
+            # A guest that left nothing else says nothing, and flushes its streams.
+            return f"what it left was ended after {GRACE_SECONDS} s: {evidence.unfinished or 'its last output'}"
+        case _:
+            how = f"{signal_name(evidence.exit_code)} ended what it left"
+    return f"{how}: {evidence.unfinished}" if evidence.unfinished else how

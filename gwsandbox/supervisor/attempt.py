@@ -151,6 +151,7 @@ def report(
 
     That is its result descriptor, or one with what a program wrote, which is the caller's to close.
     """
+    unfinished = record.read_unfinished(attempt.result) if exit_code < 0 else ""
     delivery, payload_bytes, is_whole = record.inspect(attempt.result)
     if delivery is Delivery.STEP_FAILED and attempt.has_begun():
         delivery, payload_bytes, is_whole = Delivery.NOTHING, b"", True  # no step of ours, but the task, wrote that
@@ -165,6 +166,7 @@ def report(
         memory_refused=attempt.sandbox.memory_refusable,
         cpu_limited="cpu_seconds" in attempt.requested,
         file_size_limited="file_size" in attempt.requested,
+        unfinished=unfinished,
     )
     outcome = judge(evidence)
     payload: bytes | tuple[bytes, bytes] = payload_bytes

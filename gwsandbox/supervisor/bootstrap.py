@@ -20,7 +20,7 @@ from gwsandbox.backends.base import Backend
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.rlimit import RlimitBackend
 from gwsandbox.ipc.channel import PACKET, Channel, Ended, Message, Sent, pack, send
-from gwsandbox.linux import descriptors, syscalls
+from gwsandbox.linux import descriptors, syscalls, unpatched
 from gwsandbox.linux.errnos import errno_of
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
@@ -61,6 +61,7 @@ def run_reaper(end: _socket.socket, inheritance: Inheritance) -> NoReturn:
     gc.disable()
     gc.freeze()
     try:
+        unpatched.restore()
         _begin(end, inheritance)
     except SandboxError as error:
         _say(end, Ended(error))
@@ -117,22 +118,13 @@ def serve(number: int) -> NoReturn:
     data = end.recv(PACKET)
     if not data:
         os._exit(0)  # the caller is gone
-    caller, sys.path[:], python_path, name, options = pickle.loads(data)
-    _restore_environment(python_path)
+    caller, sys.path[:], sys.argv[:], name, options = pickle.loads(data)
     try:
         _preload(options.preload, caller)
     except SandboxError as error:
         _say(end, Ended(error, "\n".join(error.__notes__)))
         os._exit(1)
     run_reaper(end, Inheritance(BACKENDS[name](), options, {}, set))
-
-
-def _restore_environment(python_path: str | None) -> None:
-    """A clean interpreter was started with a PYTHONPATH that is not the caller's; programs shall not see it."""
-    if python_path is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = python_path
 
 
 def _preload(names: tuple[str, ...], caller: int) -> None:

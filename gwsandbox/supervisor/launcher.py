@@ -245,7 +245,7 @@ class Launcher:
         with contextlib.ExitStack() as undo:
             sandbox = self._backend.open(order.limits)
             undo.callback(sandbox.close)
-            result = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            result = record.create()
             undo.callback(os.close, result)
             start_event = os.eventfd(0, os.EFD_CLOEXEC)
             undo.callback(os.close, start_event)

@@ -238,6 +238,15 @@ def test_programs_and_calls_by_turns_have_each_their_own_signals(backend: Backen
     assert ignored == [0, pythons, 0, 0, pythons, pythons, 0]
 
 
+def test_what_a_shell_lets_ignore_stays_so_in_a_program_but_for_its_children(backend: BackendName) -> None:
+    """With SIGCHLD ignored nobody accounts for their exit status and CPU time, and a limit of that is not held."""
+    run_cli = [sys.executable, "-W", "ignore", "-m", "gwsandbox", "run", "--backend", backend, "--"]
+    words = ["bash", "-c", 'trap "" CHLD HUP; exec "$@"', "-", *run_cli, "cat", "/proc/self/status"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    fields = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert int(fields["SigIgn"], 16) == 1 << signal.SIGHUP - 1
+
+
 def kin() -> dict[str, int]:
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         score = int(file.read())

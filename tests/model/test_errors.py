@@ -17,6 +17,7 @@ from gwsandbox import (
     GuestKilled,
     GuestSetupError,
     OutputExceeded,
+    RemoteError,
     RemoteTraceback,
     SandboxError,
     TaskCancelled,
@@ -67,6 +68,15 @@ def test_the_guests_pickle_whole_and_are_never_ours(kind: type[GuestError]) -> N
     assert isinstance(error, GuestError)
 
 
+def test_a_remote_error_says_the_class_and_text_of_what_it_stands_for() -> None:
+    error = RemoteError("module.Theirs", "said so", "no such module")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.type_name, again.text, again.reason) == ("module.Theirs", "said so", "no such module")
+    assert str(again) == "module.Theirs: said so (the exception itself cannot be sent back: no such module)"
+    assert str(RemoteError("module.Theirs", "said so")) == "module.Theirs: said so"
+    assert isinstance(again, TransferError)
+
+
 def test_a_remote_traceback_is_shown_as_text() -> None:
     assert str(RemoteTraceback("Traceback …")) == '\n"""\nTraceback …"""'
     assert pickle.loads(pickle.dumps(RemoteTraceback("x"))).tb == "x"
@@ -90,7 +100,7 @@ CONTRACT = {
     "memory_usage",
 }
 NOT_YET = {"Hardening", "SandboxExecutor"}
-ERRORS = {kind.__name__ for kind in [*OURS, *THEIRS, RemoteTraceback]}
+ERRORS = {kind.__name__ for kind in [*OURS, *THEIRS, RemoteError, RemoteTraceback]}
 
 
 def test_the_package_exports_what_the_contract_says() -> None:

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterator
 
 import pytest
-from verdict_table import ROWS, Row, check_row, everything_that_can_occur
+from verdict_table import ROWS, Row, check_row, everything_that_can_occur, needs_words
 
 from gwsandbox import Outcome
 from gwsandbox.model import verdict
@@ -31,27 +31,42 @@ def test_every_outcome_reason_and_delivery_is_in_the_table() -> None:
 # What must hold whenever an outcome is given, said without looking at how judge comes to it.
 _NEEDS: dict[Outcome, Callable[[Evidence], bool]] = {
     Outcome.SUCCEEDED: lambda e: (
-        e.exit_code == 0
-        and (e.is_command or e.delivery is Delivery.VALUE)
+        (e.delivery is Delivery.VALUE if not e.is_command else e.exit_code == 0)
         and e.reason is not Reason.OUTPUT
-        and not (e.oom_events and e.oom_kills_local)
+        and (e.exit_code < 0 or not own_oom(e))
     ),
-    Outcome.FAILED: lambda e: e.exit_code >= 0,
-    Outcome.TIMED_OUT: lambda e: e.reason is Reason.DEADLINE and e.exit_code < 0,
+    Outcome.FAILED: lambda e: e.exit_code >= 0 or says_so(e),
+    Outcome.TIMED_OUT: lambda e: e.reason is Reason.DEADLINE and e.exit_code < 0 and not says_so(e),
     Outcome.CPU_TIME_EXCEEDED: lambda e: (
-        e.exit_code < 0 and (e.reason is Reason.CPU_TIME or (e.exit_code == -24 and e.cpu_limited))
+        e.exit_code < 0 and not says_so(e) and (e.reason is Reason.CPU_TIME or (e.exit_code == -24 and e.cpu_limited))
     ),
     Outcome.OUT_OF_MEMORY: lambda e: (
-        (e.reason is Reason.MEMORY and e.exit_code < 0)
-        or bool(e.oom_events and e.oom_kills_local)
-        or (e.delivery is Delivery.NO_MEMORY and e.memory_refused and e.exit_code >= 0)
+        (e.reason is Reason.MEMORY and e.exit_code < 0 and not says_so(e))
+        or own_oom(e)
+        or (e.delivery is Delivery.NO_MEMORY and e.memory_refused)
     ),
     Outcome.OUTPUT_EXCEEDED: lambda e: e.reason is Reason.OUTPUT,
-    Outcome.CRASHED: lambda e: e.exit_code < 0 and e.reason is None,
-    Outcome.KILLED: lambda e: e.exit_code < 0 and e.reason is None,
-    Outcome.CANCELLED: lambda e: e.reason is Reason.CANCELLED and e.exit_code < 0,
+    Outcome.CRASHED: lambda e: e.exit_code < 0 and e.reason is None and not says_so(e),
+    Outcome.KILLED: lambda e: e.exit_code < 0 and e.reason is None and not says_so(e),
+    Outcome.CANCELLED: lambda e: e.reason is Reason.CANCELLED and e.exit_code < 0 and not says_so(e),
     Outcome.SANDBOX_ERROR: lambda e: e.delivery is Delivery.STEP_FAILED,
 }
+
+
+def says_so(evidence: Evidence) -> bool:
+    """Whether a call left a whole record."""
+    return evidence.delivery is not Delivery.NOTHING and not evidence.is_command
+
+
+def own_oom(evidence: Evidence) -> bool:
+    return bool(evidence.oom_events and evidence.oom_kills_local)
+
+
+def test_a_call_that_returned_has_succeeded_however_it_was_ended() -> None:
+    for evidence in everything_that_can_occur(verdict):
+        if evidence.delivery is Delivery.VALUE and not evidence.is_command and evidence.exit_code < 0:
+            expected = Outcome.OUTPUT_EXCEEDED if evidence.reason is Reason.OUTPUT else Outcome.SUCCEEDED
+            assert verdict.judge(evidence) is expected, evidence
 
 
 def test_what_every_outcome_needs_holds_over_every_combination() -> None:
@@ -61,12 +76,12 @@ def test_what_every_outcome_needs_holds_over_every_combination() -> None:
         assert (outcome is Outcome.SANDBOX_ERROR) == (evidence.delivery is Delivery.STEP_FAILED)
 
 
-def test_every_verdict_but_two_is_explained_in_one_sentence() -> None:
+def test_every_verdict_that_needs_words_is_explained_in_one_sentence() -> None:
     asked = {"wall_seconds": 1.0}
     for evidence in everything_that_can_occur(verdict):
         outcome = verdict.judge(evidence)
         text = verdict.explain(evidence, outcome, asked)
-        assert bool(text) == (outcome not in {Outcome.SUCCEEDED, Outcome.SANDBOX_ERROR})
+        assert bool(text) == needs_words(evidence, outcome.name)
         assert "\n" not in text
         assert not text.endswith(".")
 
@@ -88,7 +103,7 @@ def test_sizes_for_people(size: float, text: str) -> None:
 
 # --- a mutation per rule ---------------------------------------------------------------------------------
 
-_RULES = {"judge", "_judge_exit", "_judge_signal", "explain", "_explain_memory", "_explain_crash", "_explain_kill", "_explain_failure"}  # fmt: skip
+_RULES = {"judge", "_has_record", "_judge_record", "_judge_exit", "_judge_signal", "explain", "_explain_memory", "_explain_crash", "_explain_kill", "_explain_failure", "_explain_end"}  # fmt: skip
 _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,

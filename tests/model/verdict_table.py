@@ -54,7 +54,9 @@ ROWS = [
     row("value cannot travel", "FAILED", "could not be sent back", exit_code=1, delivery="NOT_TRANSFERABLE"),
     row("os._exit(0) without a result", "FAILED", "exited with code 0 before the function returned", exit_code=0),
     row("os._exit(7)", "FAILED", "exited with code 7 before the function returned", exit_code=7),
-    row("returned, and exited otherwise", "FAILED", "exited with code 7", exit_code=7, delivery="VALUE"),
+    row("returned, and exited otherwise", "SUCCEEDED", "the function returned, and exited with code 7 later", exit_code=7, delivery="VALUE"),
+    row("its result descriptor was lost", "FAILED", "the task had closed or replaced the descriptor of its result", exit_code=113),
+    row("a program's exit code of that number", "FAILED", "exit code 113", exit_code=113, is_command=True),
     row("program failed", "FAILED", "exit code 3", exit_code=3, is_command=True),
     row("program exits like a signal", "FAILED", "exit code 137", exit_code=137, is_command=True),
     row("program not found", "FAILED", "could not be executed", exit_code=127, delivery="NOT_EXECUTED", is_command=True),
@@ -62,7 +64,7 @@ ROWS = [
     # --- limits of ours ---------------------------------------------------------------------------------
     row("deadline", "TIMED_OUT", "wall-clock limit of 2.5 s reached; raise --timeout", exit_code=-9, reason="DEADLINE"),
     row("deadline, by another signal", "TIMED_OUT", "2.5 s", exit_code=-15, reason="DEADLINE"),
-    row("deadline, value was there", "TIMED_OUT", "2.5 s", exit_code=-9, reason="DEADLINE", delivery="VALUE"),
+    row("deadline of a program that could not start", "TIMED_OUT", "2.5 s", exit_code=-9, reason="DEADLINE", delivery="NOT_EXECUTED", is_command=True),
     row("deadline and OOM", "TIMED_OUT", "2.5 s", exit_code=-9, reason="DEADLINE", **OWN_OOM),
     row("returned in the deadline's instant", "SUCCEEDED", "", exit_code=0, reason="DEADLINE", delivery="VALUE"),
     row("raised in the deadline's instant", "FAILED", "the function raised", exit_code=1, reason="DEADLINE", delivery="RAISED"),
@@ -79,7 +81,7 @@ ROWS = [
     row("allocation refused, exit code 0", "OUT_OF_MEMORY", "an allocation was refused", exit_code=0, delivery="NO_MEMORY", memory_refused=True),
     row("killed from outside, with limits", "KILLED", "SIGKILL", exit_code=-9, cpu_limited=True, file_size_limited=True),
     row("crashed, with limits", "CRASHED", "crashed with SIGSEGV", exit_code=-11, cpu_limited=True, file_size_limited=True),
-    row("crashed under a limit", "CRASHED", "crashed with SIGSEGV", exit_code=-11, delivery="NO_MEMORY", memory_refused=True),
+    row("an allocation was refused, then it crashed", "OUT_OF_MEMORY", "an allocation was refused", exit_code=-11, delivery="NO_MEMORY", memory_refused=True),
     row("output", "OUTPUT_EXCEEDED", "more than 16 MiB written to stdout and stderr; raise --output-limit", exit_code=-9, reason="OUTPUT", is_command=True),
     row("output found after a good end", "OUTPUT_EXCEEDED", "16 MiB", exit_code=0, reason="OUTPUT", is_command=True),
     row("output and OOM", "OUTPUT_EXCEEDED", "16 MiB", exit_code=-9, reason="OUTPUT", **OWN_OOM),
@@ -96,9 +98,21 @@ ROWS = [
     row("limit reached and reclaimed, then killed", "KILLED", "SIGKILL", exit_code=-9, **NEAR_MISS),
     row("near miss, and a nested group's OOM", "KILLED", "made itself", exit_code=-9, oom_events=1, oom_kills=1),
     row("near miss, and a nested group's OOM, survived", "SUCCEEDED", "", exit_code=0, delivery="VALUE", oom_events=1, oom_kills=1),
+    # --- what came after a whole record changes nothing of it ---------------------------------------------
+    row("grace was over", "SUCCEEDED", "the function returned, and what it left was ended after 2 s: thread 'Thread-1'", exit_code=-14, delivery="VALUE", unfinished="thread 'Thread-1'"),
+    row("grace was over, nothing known", "SUCCEEDED", "what it left was ended after 2 s: its last output", exit_code=-14, delivery="VALUE"),
+    row("deadline after the value", "SUCCEEDED", "the wall-clock limit of 2.5 s ended what it left: an exit function", exit_code=-9, reason="DEADLINE", delivery="VALUE", unfinished="an exit function"),
+    row("CPU time used up after the value", "SUCCEEDED", "the CPU-time limit of 3 s ended what it left", exit_code=-9, reason="CPU_TIME", delivery="VALUE"),
+    row("memory by our look after the value", "SUCCEEDED", "the memory limit of 200 MiB ended what it left", exit_code=-9, reason="MEMORY", delivery="VALUE"),
+    row("cancelled after the value", "SUCCEEDED", "the caller ended what it left", exit_code=-9, reason="CANCELLED", delivery="VALUE"),
+    row("killed from outside after the value", "SUCCEEDED", "SIGKILL ended what it left", exit_code=-9, delivery="VALUE"),
+    row("crashed after the value", "SUCCEEDED", "SIGSEGV ended what it left", exit_code=-11, delivery="VALUE"),
+    row("memory by the kernel after the value", "SUCCEEDED", "SIGKILL ended what it left", exit_code=-9, delivery="VALUE", **OWN_OOM),
+    row("deadline after it raised", "FAILED", "the function raised (and the wall-clock limit of 2.5 s ended what it left)", exit_code=-9, reason="DEADLINE", delivery="RAISED"),
+    row("killed after its value could not travel", "FAILED", "its value could not be sent back (and SIGKILL ended what it left)", exit_code=-9, delivery="NOT_TRANSFERABLE"),
+    row("output, value was there", "OUTPUT_EXCEEDED", "16 MiB", exit_code=-9, reason="OUTPUT", delivery="VALUE"),
     # --- signals ----------------------------------------------------------------------------------------
     row("killed from outside", "KILLED", "ended by SIGKILL, sent by itself or from outside", exit_code=-9),
-    row("killed from outside, value was there", "KILLED", "SIGKILL", exit_code=-9, delivery="VALUE"),
     row("killed by a signal without a name", "KILLED", "ended by signal 40", exit_code=-40),
     *(row(f"fatal {n.name}", "CRASHED", f"crashed with {n.name}", exit_code=-n) for n in FATAL),
     *(row(f"fatal {n.name} of a program", "CRASHED", n.name, exit_code=-n, is_command=True) for n in FATAL),
@@ -124,7 +138,14 @@ def check_row(module: ModuleType, row: Row) -> None:
     assert outcome.name == row.outcome, row.name
     text = module.explain(evidence, outcome, ASKED)
     assert row.words in text, (row.name, text)
-    assert bool(text) == (row.outcome not in {"SUCCEEDED", "SANDBOX_ERROR"}), (row.name, text)
+    assert bool(text) == needs_words(evidence, row.outcome), (row.name, text)
+
+
+def needs_words(evidence: Any, outcome: str) -> bool:
+    """Whether there is something to say: of a success only what came after a call's record."""
+    if outcome == "SUCCEEDED":
+        return evidence.exit_code != 0 and not evidence.is_command
+    return outcome != "SANDBOX_ERROR"
 
 
 def everything_that_can_occur(module: ModuleType) -> Iterator[Any]:
@@ -132,7 +153,7 @@ def everything_that_can_occur(module: ModuleType) -> Iterator[Any]:
     for reason, delivery, exit_code, oom, is_command, flags in itertools.product(
         [None, *module.Reason],
         module.Delivery,
-        [0, 1, 7, 126, 127, 137, 255, *(-n for n in signal.valid_signals())],
+        [0, 1, 7, 113, 126, 127, 137, 255, *(-n for n in signal.valid_signals())],
         [{}, OWN_OOM, ANCESTORS_OOM, NESTED_OOM, NEAR_MISS],
         [False, True],
         [{}, {"memory_refused": True}, {"cpu_limited": True, "file_size_limited": True}],
