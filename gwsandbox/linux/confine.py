@@ -20,7 +20,6 @@ _NUMBERS = {
     "landlock_create_ruleset": (444, 444),
     "landlock_restrict_self": (446, 446),
     "mount": (165, 40),
-    "mount_setattr": (442, 442),  # Linux 5.12
     "pivot_root": (155, 41),
     "prctl": (157, 167),
     "seccomp": (317, 277),
@@ -37,12 +36,9 @@ _SECCOMP_SET_MODE_FILTER = 1  # include/uapi/linux/seccomp.h
 _SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1 << 2  # Linux 4.17; else a filter turns on what slows the processor down
 _CAPABILITY_VERSION_3 = 0x2008_0522  # include/uapi/linux/capability.h
 _CAPABILITY_HEAD, _CAPABILITY_SETS = struct.Struct("=Ii"), struct.Struct("=6I")
-_MOUNT_ATTR = struct.Struct("=4Q")  # struct mount_attr: set, clear, propagation, user namespace
 
-AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000  # include/uapi/linux/fcntl.h
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4  # include/uapi/linux/mount.h
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC = 0x2, 0x4, 0x8, 0x1000, 0x4000
-MS_PRIVATE, MS_SLAVE = 1 << 18, 1 << 19
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8  # include/uapi/linux/mount.h
+MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 0x20, 0x1000, 0x4000, 1 << 19
 MNT_DETACH = 2  # include/linux/fs.h
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x0002_0000, 0x0800_0000, 0x1000_0000  # include/uapi/linux/sched.h
 CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWUTS = 0x2000_0000, 0x4000_0000, 0x0400_0000
@@ -169,13 +165,6 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 def umount2(target: str, flags: int) -> None:
     """umount2(2)."""
     _make("umount2", os.fsencode(target), flags)
-
-
-def mount_setattr(path: str, *, set_: int, recursive: bool) -> None:
-    """mount_setattr(2): attributes of a mount, and where ``recursive`` of all below it."""
-    attributes = _MOUNT_ATTR.pack(set_, 0, 0, 0)
-    flags = AT_RECURSIVE if recursive else 0
-    _make("mount_setattr", AT_FDCWD & (1 << 64) - 1, os.fsencode(path), flags, attributes, len(attributes))
 
 
 def pivot_root(new: str, put_old: str) -> None:
