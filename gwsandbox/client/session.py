@@ -22,7 +22,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, starmap
 from typing import Any
@@ -31,7 +31,7 @@ from gwsandbox.backends.base import Backend
 from gwsandbox.client.results import make_result
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import LOST, Ended, Order, Packet, Report, Sent, Started
+from gwsandbox.ipc.channel import LOST, Confined, Ended, Order, Packet, Report, Sent, Started
 from gwsandbox.linux.errnos import errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.options import RunOptions
@@ -103,6 +103,7 @@ class Session:
         self._made: TaskResult | None = None
         self._failure: SandboxError | None = None
         self._group: str | None = None
+        self._held: Mapping[str, str] | None = None
         self._reaper_status: int | None = None
         self.started = self.lost = self.cancelled = False
         _sessions.add(self)
@@ -133,7 +134,7 @@ class Session:
             raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
         if self._options.start_method != "fork":
             self._send(_preparation(self._options, self._backend))
-        if self._options.preload or self._backend.may_refuse:
+        if self._options.preload or self._backend.may_refuse or self._options.hardening.require:
             self._await_start()
         self.started = True
 
@@ -163,9 +164,9 @@ class Session:
 
     def _await_start(self) -> None:
         """Wait until the backend is ready and modules are preloaded: here a mistake is said once, not by each task."""
-        while self._group is None:
+        while self._group is None or (self._options.hardening.require and self._held is None):
             self._receive(None)
-            if self.lost:
+            if self.lost or (self._failure is not None and self._group is not None):
                 raise self._failure or SandboxError(
                     "preload modules: the interpreter ended meanwhile"
                     if self._options.preload
@@ -363,6 +364,8 @@ class Session:
                 self._pidfds.append(pidfd)
             self._backend.adopt_group(message.group)
             self._group = message.group
+        elif isinstance(message, Confined):
+            self._held = message.held
         elif isinstance(message, Ended):
             self._failure = message.error
             if message.note:
@@ -371,7 +374,8 @@ class Session:
     def _finish(self, number: int, received: channel.Received) -> None:
         if self._made is None:
             report = received.message or _lost_report(number)
-            self._made = make_result(self._unfinished[number][1], report, received.descriptor, self._options)
+            task = self._unfinished[number][1]
+            self._made = make_result(task, report, received.descriptor, self._options, self._held)
         if not self.results or self.results[-1] is not self._made:
             self.results.append(self._made)
         self._unfinished.pop(number, None)

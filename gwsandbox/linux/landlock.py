@@ -40,6 +40,9 @@ _FIRST = MAKE_SYM * 2 - 1
 _SINCE = {2: REFER, 3: TRUNCATE, 5: IOCTL_DEV, 9: RESOLVE_UNIX}
 NETWORK_SINCE, SCOPES_SINCE = 4, 6
 
+# By permissions or Landlock, by a read-only mount, or as there is nothing (any more).
+_REFUSALS = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ECONNREFUSED}
+
 
 def version() -> int:
     """The version of the interface that the kernel claims; 0 where it has none."""
@@ -121,18 +124,19 @@ def all_but(excluded: Collection[str], top: str = "/") -> Iterator[str]:
 
 
 def refused(ruleset: int, attempts: Sequence[Callable[[], object]]) -> list[bool]:
-    """Which attempts (seven at most) a process that obeys ``ruleset`` is not permitted; made in a child of this one.
+    """Which attempts (seven at most) are refused to a child of this process that obeys ``ruleset``, or none if -1.
 
     Raises:
         OSError: It cannot be obeyed.
     """
-    call = confine.prepare_landlock_restrict_self(ruleset)
+    call = confine.prepare_landlock_restrict_self(ruleset) if ruleset >= 0 else None
     pid = os.fork()
     if pid == 0:
         code = 1 << 7
         with contextlib.suppress(BaseException):
-            confine.no_new_privs()
-            confine.apply(call, "landlock_restrict_self")
+            if call is not None:
+                confine.no_new_privs()
+                confine.apply(call, "landlock_restrict_self")
             code = sum(_is_refused(attempt) << place for place, attempt in enumerate(attempts))
         os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -144,6 +148,6 @@ def refused(ruleset: int, attempts: Sequence[Callable[[], object]]) -> list[bool
 def _is_refused(attempt: Callable[[], object]) -> bool:
     try:
         attempt()
-    except PermissionError:
-        return True
+    except OSError as error:
+        return error.errno in _REFUSALS
     return False

@@ -194,7 +194,6 @@ _DEFAULT: Policy = {
         _REFUSED,
     ),
     "unshare": _refused_if_any(0, ~_UNSHARE_HARMLESS & (1 << 64) - 1),
-    "clone": _refused_if_any(0, _NAMESPACES | _CLONE_PARENT),
     "ioctl": _refused_if(1, _TIOCSTI, _TIOCLINUX),
 }
 
@@ -228,18 +227,20 @@ WITHOUT_CLONE3: Policy = {"clone3": (Rule(NO_SUCH_CALL),)}
 """For guests, behind the filter of the zygote, which needs the call itself."""
 
 
-def policy(syscalls: str, network: str, *, tracing: bool) -> Policy:
+def policy(syscalls: str, network: str, *, tracing: bool, siblings: bool = False) -> Policy:
     """The rules for a run.
 
     Args:
         syscalls: As in ``Hardening``.
         network: As in ``Hardening``.
         tracing: Whether something else keeps a guest from tracing processes that are not its own.
+        siblings: Whether clone may make siblings, which the zygote needs where it has no clone3.
     """
     rules: dict[str, tuple[Rule, ...]] = {}
     if syscalls != "all":
         rules.update(_DEFAULT)
         rules.update({} if tracing else _NO_TRACING)
+        rules["clone"] = _refused_if_any(0, _NAMESPACES if siblings else _NAMESPACES | _CLONE_PARENT)
     if network != "host":
         rules["socket"] = _refused_unless(0, *_FAMILIES[network])
         rules["socketpair"] = _refused_unless(0, _AF_UNIX)

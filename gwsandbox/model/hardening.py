@@ -20,6 +20,7 @@ MECHANISMS = (
     "signals",
     "abstract_sockets",
     "own_processes",
+    "ipc",
     "control_files",
     "buses",
     "files",
@@ -31,6 +32,9 @@ MECHANISMS = (
     "results",
 )
 """What ``Hardening.require`` and ``Enforcement.hardening`` name."""
+
+ENFORCED = "enforced"
+"""What ``Enforcement.hardening`` says of a mechanism that holds; else "partly: why" or "not: why"."""
 
 MINIMAL_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "PATH", "TZ")
 
@@ -126,6 +130,7 @@ class Hardening:
             "user": self.user is not None,
             "temporary": self.temporary is not None,
             "system_calls": self.syscalls != "all",
+            "user_namespaces": self.syscalls != "all",
             "results": self.results == "plain",
             "clean_interpreter": self.needs_clean_interpreter,
         }
