@@ -285,17 +285,15 @@ class Supervisor:
 
     def _note_confinement(self, held: dict[str, str]) -> None:
         """Tell the caller what holds the run's hardening; where that is too little, nothing is run."""
-        self._channel.post(Confined(held))
         required = self._options.hardening.require & self._options.hardening.mechanisms()
-        missing = [
-            f"{name} ({held.get(name, 'not: the zygote process ended before it could say')})"
-            for name in sorted(required)
-            if held.get(name) != ENFORCED
-        ]
-        if missing:
-            remedy = "leave out of Hardening(require=…) what you can do without"
-            self._channel.post(Ended(SandboxError("harden run", value="; ".join(missing), remedy=remedy)))
-            self._close_down()
+        missing = [name for name in sorted(required) if held.get(name) != ENFORCED]
+        if not missing:
+            self._channel.post(Confined(held))
+            return
+        why = "; ".join(f"{name} ({held.get(name, 'not: the zygote process ended')})" for name in missing)
+        remedy = "leave out of Hardening(require=…) what you can do without"
+        self._channel.post(Ended(SandboxError("harden run", value=why, remedy=remedy)))
+        self._close_down()
 
     # --- orders that cannot be started --------------------------------------------------------------
 
