@@ -149,6 +149,9 @@ def _filter(made: Confinement, hardening: Hardening) -> None:
     rules = seccomp.policy(hardening.syscalls, hardening.network, tracing=made.ruleset >= 0, siblings=refused)
     call = confine.prepare_seccomp(seccomp.make_filter(rules, foreign=foreign))
     held = _tried(lambda: confine.apply(call, "seccomp"))
+    if held != ENFORCED:  # an ordinary user may not, who can still gain privileges
+        _tried(confine.no_new_privs)
+        held = _tried(lambda: confine.apply(call, "seccomp"))
     made.held.update(dict.fromkeys(mechanisms, held))
     if held != ENFORCED:
         return
