@@ -44,7 +44,7 @@ from gwsandbox.ipc.plain_format import (
     Tag,
 )
 from gwsandbox.model.declared import Kind, field_names, kind_of
-from gwsandbox.model.errors import RemoteError, TransferError
+from gwsandbox.model.errors import TransferError
 
 
 class _Malformed(Exception):
@@ -289,9 +289,6 @@ class _Reader:
         error.__dict__.update(self._state())
         return error
 
-    def remote_error(self) -> RemoteError:
-        return RemoteError(self._text(), self._text(), self._text())
-
 
 def _is_key(value: Any) -> bool:
     """Whether a value may be a key: of types whose hash and equality are the interpreter's."""
@@ -342,7 +339,6 @@ _CHARGED: dict[int, int] = {
     Tag.SCALAR: 200,
     Tag.DECLARED: 400,
     Tag.ERROR: 600,
-    Tag.REMOTE_ERROR: 600,
 }
 _READ: dict[int, Callable[[_Reader], Any]] = {
     Tag.NONE: lambda _: None,
@@ -374,5 +370,4 @@ _READ: dict[int, Callable[[_Reader], Any]] = {
     Tag.SCALAR: _Reader.scalar,
     Tag.DECLARED: _Reader.declared,
     Tag.ERROR: _Reader.builtin_error,
-    Tag.REMOTE_ERROR: _Reader.remote_error,
 }

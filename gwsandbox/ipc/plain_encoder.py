@@ -31,10 +31,9 @@ from gwsandbox.ipc.plain_format import (
 )
 from gwsandbox.model.declared import Kind, field_names, kind_of
 from gwsandbox.model.errors import TransferError
-from gwsandbox.model.text import safe_text, type_name
+from gwsandbox.model.text import type_name
 
 _LARGE = 1 << 16  # bytes from which on a buffer is passed on and not copied
-_LONGEST_MESSAGE, _LONGEST_TRACEBACK = 1 << 12, 1 << 16  # characters of an exception
 
 Buffer = bytes | bytearray | memoryview
 
@@ -51,23 +50,6 @@ def encode(value: object, returns: Sequence[type] = ()) -> list[Buffer]:
     """
     writer = _Writer(returns)
     writer.value(value)
-    return writer.pieces()
-
-
-def encode_error(error: BaseException, traceback: str, returns: Sequence[type] = ()) -> list[Buffer]:
-    """An exception and its traceback: as itself where its type is known on the other side, else as its text."""
-    text = traceback[-_LONGEST_TRACEBACK:]
-    try:
-        return _pair(returns, text, lambda writer: writer.value(error))
-    except TransferError:
-        return _pair(returns, text, lambda writer: writer.remote_error(error, text))
-
-
-def _pair(returns: Sequence[type], text: str, write: Callable[[_Writer], None]) -> list[Buffer]:
-    writer = _Writer(returns)
-    writer.tag(Tag.TUPLE, LENGTH.pack(2))
-    write(writer)
-    writer.text(text)
     return writer.pieces()
 
 
@@ -247,18 +229,6 @@ class _Writer:
         self._bare_text(type(error).__name__)
         self._inside(".args", args)
         self._inside(".__dict__", {"__notes__": notes} if (notes := getattr(error, "__notes__", None)) else {})
-
-    def remote_error(self, error: BaseException, traceback: str) -> None:
-        self.tag(Tag.REMOTE_ERROR)
-        for text in (type_name(error), _message(error), traceback):
-            self._bare_text(text)
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return safe_text(error)[:_LONGEST_MESSAGE]
-    except BaseException:  # noqa: BLE001 - its __str__ may raise what ends an interpreter too
-        return "(its text cannot be made)"
 
 
 def _remedy(value: object) -> str:

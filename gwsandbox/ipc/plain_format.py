@@ -58,7 +58,6 @@ class Tag(enum.IntEnum):
     SCALAR = 26
     DECLARED = 27
     ERROR = 28
-    REMOTE_ERROR = 29
 
 
 LENGTH = struct.Struct("<Q")

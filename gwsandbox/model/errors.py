@@ -13,7 +13,6 @@ Whose fault it is shows in the type::
       OutputExceeded        its output limit
       TaskCancelled         the caller ended it
       TransferError         its arguments, result or exception could not travel between processes
-      RemoteError           what it raised, where results are plain and the type is not known
     DegradedWarning         a limit will be held by less than a cgroup
 
 A limit of wall-clock time ends in the built-in ``TimeoutError``, one of memory in ``MemoryError``.
@@ -104,25 +103,6 @@ class TaskCancelled(GuestError):
 
 class TransferError(GuestError):
     """A task, result or exception could not travel between processes; the text names its type."""
-
-
-class RemoteError(GuestError):
-    """What the task raised, where its type is not built in and the caller did not declare it.
-
-    Args:
-        type_name: Of the exception, with its module.
-        message: Its text.
-        traceback: The guest's traceback, as text.
-    """
-
-    def __init__(self, type_name: str, message: str, traceback: str = "") -> None:
-        super().__init__(type_name, message, traceback)
-        self.type_name = type_name
-        self.message = message
-        self.traceback = traceback
-
-    def __str__(self) -> str:
-        return f"{self.type_name}: {self.message}" if self.message else self.type_name
 
 
 class RemoteTraceback(Exception):

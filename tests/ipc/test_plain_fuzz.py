@@ -23,7 +23,7 @@ from support import examples
 from test_plain import RETURNS, Book, Broken, Colour, Page, Point, Rights
 
 from gwsandbox.ipc import plain
-from gwsandbox.ipc.plain_encoder import encode, encode_error
+from gwsandbox.ipc.plain_encoder import encode
 from gwsandbox.ipc.plain_format import Tag
 from gwsandbox.model.errors import TransferError
 
@@ -48,9 +48,12 @@ WORDS = [0, 1, 2, 7, 8, 255, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 63) - 1, 1 <
 
 
 def corpus() -> list[bytes]:
-    errors = [OSError(2, "no", "/x"), UnicodeDecodeError("utf-8", b"abc", 0, 1, "why"), KeyboardInterrupt("x")]
-    found = [b"".join(encode(value, RETURNS)) for value in SOUND]
-    found += [b"".join(encode_error(error, "trace", RETURNS)) for error in errors]
+    errors = [
+        OSError(2, "no", "/x"),
+        UnicodeDecodeError("utf-8", b"abc", 0, 1, "why"),
+        ExceptionGroup("x", [KeyError()]),
+    ]
+    found = [b"".join(encode(value, RETURNS)) for value in [*SOUND, *errors]]
     return found + [b"".join(encode(value, RETURNS)) for values in SOUND for value in values]  # type: ignore[attr-defined]
 
 
