@@ -47,7 +47,7 @@ HARDENING_OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def make_hardening(  # noqa: PLR0913 - one per option
+def make_hardening(
     kind: str,
     *,
     readable: list[str] | None,

@@ -6,7 +6,6 @@ Both are inherited, so the zygote does it once and no guest pays for it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -38,10 +37,9 @@ def keep_capabilities(kept: int) -> None:
     effective, permitted, inheritable = confine.capget()
     with contextlib.suppress(OSError):  # before Linux 4.3 there are none
         confine.clear_ambient()
-    # The bounding set first, as this needs a capability (setpcap). The last that this kernel has is not known.
     missing: OSError | None = None
-    for number in range(64):
-        if not kept >> number & 1 and _is_bounding(number):
+    for number in _bounding():  # first, as it needs one of them (setpcap)
+        if not kept >> number & 1:
             try:
                 confine.drop_bounding(number)
             except OSError as error:
@@ -52,13 +50,14 @@ def keep_capabilities(kept: int) -> None:
         raise missing
 
 
-def _is_bounding(number: int) -> bool:
-    try:
-        return confine.in_bounding(number)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return False
-        raise
+def _bounding() -> Iterator[int]:
+    """The capabilities that programs can have."""
+    number = 0
+    with contextlib.suppress(OSError):  # EINVAL: this kernel knows no more
+        while True:
+            if confine.in_bounding(number):
+                yield number
+            number += 1
 
 
 class Mount(NamedTuple):
