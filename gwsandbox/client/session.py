@@ -29,6 +29,7 @@ from typing import Any
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.client.results import make_result
+from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
 from gwsandbox.ipc.channel import LOST, Confined, Ended, Order, Packet, Report, Sent, Started
@@ -87,7 +88,8 @@ class Session:
             results: Where results go, in order of completion.
         """
         self._backend = backend
-        self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled())
+        modules = loaded_modules() if options.hardening.readable is not None else ()
+        self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled(), modules=modules)
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
         self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order

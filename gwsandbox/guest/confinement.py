@@ -15,10 +15,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gwsandbox.guest import domain
-from gwsandbox.linux import confine, namespaces, seccomp
+from gwsandbox.guest import domain, reach
+from gwsandbox.linux import confine, landlock, namespaces, seccomp
 from gwsandbox.linux.confine import Prepared
 from gwsandbox.model.hardening import ENFORCED, Hardening
+from gwsandbox.model.options import RunOptions
 
 # What a program that runs as root keeps: to own and read files, to become somebody else, to serve.
 _KEPT = namespaces.numbers(
@@ -29,12 +30,13 @@ _KEPT = namespaces.numbers(
 )
 # Where the kernel takes orders: about the machine, and about a guest's own limits.
 _CONTROL_FOLDERS = ("/proc/sys", "/sys")
+_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - to have them taken away
 _UNPICKLED = "not: values are unpickled in the caller; results='plain' takes plain data only"
 _NOT_YET = {
-    "files": "no view of some files only is made yet",
+    "files": "privileges='keep' leaves them open",
     "network": "no network of its own is made yet; network='none' forbids sockets",
     "user": "guests do not change their user yet",
-    "temporary": "no private temporary folder is made yet",
+    "temporary": "privileges='keep' leaves the host's",
     "clean_interpreter": "guests are forks of the caller, with all that it holds; see start_method='forkserver'",
 }
 
@@ -56,13 +58,9 @@ class Confinement:
     ruleset: int = -1
 
 
-def confine_zygote(hardening: Hardening, *, clean_interpreter: bool) -> Confinement:
-    """In the zygote, once, after all that needs a privilege: give up what no guest is to have.
-
-    Args:
-        hardening: Of the run.
-        clean_interpreter: Whether this process is no fork of the caller.
-    """
+def confine_zygote(options: RunOptions) -> Confinement:
+    """In the zygote, once, after all that needs a privilege: give up what no guest is to have."""
+    hardening = options.hardening
     made = Confinement()
     asked = hardening.mechanisms()
     if not asked:
@@ -71,10 +69,10 @@ def confine_zygote(hardening: Hardening, *, clean_interpreter: bool) -> Confinem
         _keep_environment(hardening.environment)
         made.held["environment"] = ENFORCED
     if hardening.privileges == "bound":
-        _bind(made)
+        _bind(made, hardening, options.modules)
     if hardening.syscalls != "all" or hardening.network == "none":
         _filter(made, hardening)
-    if clean_interpreter and hardening.needs_clean_interpreter:
+    if options.start_method != "fork" and hardening.needs_clean_interpreter:
         made.held["clean_interpreter"] = ENFORCED
     made.held["results"] = ENFORCED if hardening.results == "plain" else _UNPICKLED
     for name in asked - made.held.keys():
@@ -98,15 +96,23 @@ def _tried(step: Callable[[], object]) -> str:
 # --- privileges -----------------------------------------------------------------------------------------
 
 
-def _bind(made: Confinement) -> None:
+def _bind(made: Confinement, hardening: Hardening, modules: tuple[str, ...]) -> None:
     """Give up privileges, and what can be done with them; in an order in which each step still has what it needs."""
     buses = domain.bus_sockets()
     why_no_view = _take_view()
+    if hardening.temporary is not None:
+        made.held["temporary"] = _take_private_folders(hardening, modules, why_no_view)
+    files, taken = None, 0
+    if "files" in hardening.mechanisms():
+        files, taken = reach.file_rules(hardening, modules), landlock.WRITE | landlock.DEVICES | landlock.RESOLVE_UNIX
+        taken |= landlock.READ if hardening.readable is not None else 0
+        if made.held.get("temporary", "not").startswith("partly"):
+            files.update(dict.fromkeys(_TEMPORARY, landlock.READ | landlock.WRITE | landlock.RESOLVE_UNIX))
     made.held["ipc"] = _tried(lambda: confine.unshare(confine.CLONE_NEWIPC))
     made.held["capabilities"] = _tried(lambda: namespaces.keep_capabilities(_KEPT))
     made.held["no_new_privs"] = _tried(confine.no_new_privs)
     made.held["own_processes"] = ENFORCED  # the reaper and the supervisor have made themselves undumpable
-    own = domain.prepare_domain(buses, why_no_view)
+    own = domain.prepare_domain(buses, why_no_view, files, taken)
     made.held.update(own.held)
     made.held["ptrace"] = f"not: {own.why_none}" if own.why_none else ENFORCED
     dumpable = confine.prepare_dumpable(dumpable=True)
@@ -133,6 +139,22 @@ def _take_view() -> str:
     except OSError as error:
         return str(error)
     return ""
+
+
+def _take_private_folders(hardening: Hardening, modules: tuple[str, ...], why_no_view: str) -> str:
+    """Give the run folders for temporary files of its own, with what it is given of the host's in its place."""
+    if why_no_view:
+        return f"not: no view of mounts of its own ({why_no_view})"
+    here = os.getcwd()
+    kept = (*(hardening.readable or ()), *(hardening.writable or ()), *modules, here)
+    try:
+        for folder in _TEMPORARY:
+            with contextlib.suppress(FileNotFoundError):
+                namespaces.make_private(folder, int(hardening.temporary or 0), kept)
+        os.chdir(here)  # to what is seen there now
+    except OSError as error:
+        return f"not: {error}"
+    return "partly: one for all tasks of the run, emptied at its end"
 
 
 # --- system calls ---------------------------------------------------------------------------------------

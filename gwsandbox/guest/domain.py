@@ -29,6 +29,10 @@ _BUS_SOCKETS = ("/run/dbus/system_bus_socket", "/run/user/*/bus", "/run/docker.s
 _CONTROL_FILE = "/proc/sys/kernel/core_pattern"
 _WRITES = landlock.WRITE_FILE | landlock.TRUNCATE | landlock.MAKE_DIR | landlock.REMOVE_DIR
 _NAMED_SOCKETS_SINCE = 9
+_NOT_ALL_OF_FILES = (
+    "partly: Landlock shuts what other files hold; their names and sizes stay open, and the modes and times of the "
+    "user's own"
+)
 
 
 class Domain(NamedTuple):
@@ -58,12 +62,14 @@ def bus_sockets() -> list[str]:
     return [path for path in existing(_BUS_SOCKETS) if stat.S_ISSOCK(os.stat(path).st_mode)]
 
 
-def prepare_domain(buses: list[str], why_no_view: str) -> Domain:
+def prepare_domain(buses: list[str], why_no_view: str, files: dict[str, int] | None, taken: int) -> Domain:
     """Make the ruleset, and try what it holds.
 
     Args:
         buses: Sockets that no guest is to connect to.
         why_no_view: Why the control files and the buses are not shut by a view of mounts; "" where they are.
+        files: Where only some files are given, the rights over them by path.
+        taken: The rights that are taken elsewhere then.
     """
     version, why = landlock.version(), landlock.why_none() or ""
     if version == 1:
@@ -71,20 +77,29 @@ def prepare_domain(buses: list[str], why_no_view: str) -> Domain:
     ruleset = -1
     if not why:
         try:
-            ruleset = _make_ruleset(version, has_view=not why_no_view)
+            ruleset = _make_ruleset(version, files, taken, has_view=not why_no_view)
         except OSError as error:
             why = str(error)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("")  # an abstract name that the kernel chooses
         server.listen()
-        shut = _shut(ruleset, _attempts(server.getsockname(), buses))
+        attempts = _attempts(server.getsockname(), buses)
+        if files is not None:
+            attempts["files"] = [_list_root if taken & landlock.READ_DIR else _make_a_file]
+        shut = _shut(ruleset, attempts)
     held = {name: ENFORCED if shut[name] else f"not: {_reason(name, version, why, why_no_view)}" for name in shut}
+    if held.get("files") == ENFORCED:
+        held["files"] = _NOT_ALL_OF_FILES
     return Domain(ruleset, why, held)
 
 
-def _make_ruleset(version: int, *, has_view: bool) -> int:
+def _make_ruleset(version: int, given: dict[str, int] | None, taken: int, *, has_view: bool) -> int:
     scopes = landlock.SCOPE_SIGNAL | landlock.SCOPE_ABSTRACT_UNIX_SOCKET if version >= landlock.SCOPES_SINCE else 0
     known = landlock.file_rights(version)
+    if given is not None:
+        taken &= known
+        rules = {path: rights & taken for path, rights in given.items()}
+        return landlock.make_ruleset(rules, files=taken, scopes=scopes)
     if has_view:
         if scopes:
             return landlock.make_ruleset({}, scopes=scopes)
@@ -116,6 +131,15 @@ def _connect(address: bytes | str) -> None:
 
 def _open_to_write(path: str) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _list_root() -> None:
+    os.listdir("/")
+
+
+def _make_a_file() -> None:
+    """In a folder that everybody may write to, or else it is refused by others; it has no name."""
+    os.close(os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR, 0o600))  # noqa: S108 - nothing is left there
 
 
 def _control_files() -> Iterator[str]:

@@ -91,7 +91,7 @@ def _get_ready(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
     _raise_oom_score()
     child.warm_up()
-    confinement = confine_zygote(options.hardening, clean_interpreter=options.start_method != "fork")
+    confinement = confine_zygote(options)
     setup.confine(confinement)
     _say_held(control, confinement.held)
     gc.freeze()  # or a guest's first collection would write to every page that it shares with us

@@ -117,6 +117,30 @@ def make_read_only(path: str) -> None:
             confine.mount("", mount.path, "", confine.MS_REMOUNT | confine.MS_BIND | confine.MS_RDONLY | mount.flags)
 
 
+def make_private(path: str, size: int, kept: Iterable[str]) -> None:
+    """An empty folder of memory in the place of one, for whatever is written there from here on.
+
+    Args:
+        path: Of the folder.
+        size: Bytes that it can hold.
+        kept: Paths that are seen below it as before.
+
+    Raises:
+        OSError: It is not permitted. FileNotFoundError: There is no such folder.
+    """
+    below = [name for name in kept if name.startswith(f"{path}/")]
+    seen = [(name, os.open(name, os.O_PATH | os.O_CLOEXEC)) for name in below if os.path.exists(name)]
+    confine.mount("none", path, "tmpfs", confine.MS_NOSUID | confine.MS_NODEV, f"mode=1777,size={size}")
+    for name, fd in seen:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            os.makedirs(name, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o600))
+        confine.mount(f"/proc/self/fd/{fd}", name, "", confine.MS_BIND | confine.MS_REC)
+        os.close(fd)
+
+
 def hide(path: str) -> None:
     """An empty folder, or something that cannot be connected to, in the place of what is at a path.
 

@@ -23,6 +23,7 @@ class RunOptions:
             hold no descriptor but the standard three, and only bytes arrive of their values and only the outcome of
             their exceptions.
         hardening: What a guest may see and do.
+        modules: Files and folders of modules that the caller has loaded, where guests may read only some files.
         preload: Modules that a clean interpreter imports once.
         caller: Pid of the caller.
         collect_garbage: Whether the caller has the garbage collector on.
@@ -36,6 +37,7 @@ class RunOptions:
     pass_through: bool = False
     trusted: bool = True
     hardening: Hardening = Hardening.standard()  # noqa: RUF009 - it cannot be changed
+    modules: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     caller: int = 0
     collect_garbage: bool = True
