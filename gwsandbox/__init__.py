@@ -27,6 +27,7 @@ from gwsandbox.model.errors import (
     TaskCancelled,
     TransferError,
 )
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Enforcement, Outcome, TaskResult, Usage
 from gwsandbox.model.task import Command, CommandOutput, Task
@@ -47,6 +48,7 @@ __all__ = [
     "GuestFailed",
     "GuestKilled",
     "GuestSetupError",
+    "Hardening",
     "Limits",
     "Outcome",
     "OutputExceeded",

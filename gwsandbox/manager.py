@@ -13,6 +13,7 @@ from typing import Literal, Self
 from gwsandbox.backends.choose import choose_backend, degrade
 from gwsandbox.client.session import Session
 from gwsandbox.model.errors import CgroupError, TaskCancelled
+from gwsandbox.model.hardening import Hardening, check_hardening
 from gwsandbox.model.limits import LARGEST_SIZE, LONGEST_SECONDS, Limits, check_count, check_number
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
@@ -44,7 +45,8 @@ class ProcessManager:
         worker_timeout_seconds: Wall-clock seconds of each task; ``None`` or 0: no limit.
         memory_limit_in_gib: GiB (1024**3 bytes) of memory of each task; ``None`` or 0: no limit.
         limits: Further limits of each task; the two above override its ``wall_seconds`` and ``memory``.
-        hardening: Not available yet; must be ``None``.
+        hardening: What tasks may see and do; ``None`` is ``Hardening.standard()``. One that shows only some files needs
+            a clean interpreter, and then ``start_method`` is "forkserver".
         backend: "cgroup", "rlimit", or "auto": cgroup where it can be had, else rlimit with a
             ``DegradedWarning``.
         start_method: "fork": guests see the caller's modules, globals and queued tasks as they are when
@@ -65,22 +67,21 @@ class ProcessManager:
         memory_limit_in_gib: float | None = None,
         *,
         limits: Limits | None = None,
-        hardening: None = None,
+        hardening: Hardening | None = None,
         backend: Literal["auto", "cgroup", "rlimit"] = "auto",
         start_method: Literal["fork", "forkserver"] = "fork",
         preload: Iterable[str] = (),
         _pass_through: bool = False,
     ) -> None:
-        if hardening is not None:
-            raise TypeError(f"hardening must be None, as there is none yet; not {shorten(hardening)}")
         if start_method not in {"fork", "forkserver"}:
             raise ValueError(f"start_method must be 'fork' or 'forkserver', not {start_method!r}")
         self.max_workers = _workers(max_workers)
         self.worker_timeout_seconds = worker_timeout_seconds
         self.memory_limit_in_gib = memory_limit_in_gib
         self.limits = _limits(limits, worker_timeout_seconds, memory_limit_in_gib)
-        self.start_method = start_method
-        self.preload = _module_names(preload, start_method)
+        self.hardening = check_hardening(hardening)
+        self.start_method = "forkserver" if self.hardening.needs_clean_interpreter else start_method
+        self.preload = _module_names(preload, self.start_method)
         self.task_results: list[TaskResult] = []
         self._backend = choose_backend(backend, stacklevel=3)
         self._may_degrade = backend == "auto"
@@ -221,6 +222,7 @@ class ProcessManager:
             memory_limit_in_gib=self.memory_limit_in_gib,
             pass_through=self._pass_through,
             preload=self.preload,
+            hardening=self.hardening,
         )
         # Kept before it is started: whatever interrupts that, it is closed.
         self._session = Session(self._backend, options, inherited_tasks, self._ready)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from gwsandbox.manager import ProcessManager
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import Command, Task
@@ -17,7 +18,7 @@ def run(
     kwargs: Mapping[str, Any] | None = None,
     *,
     limits: Limits | None = None,
-    hardening: None = None,
+    hardening: Hardening | None = None,
     backend: Literal["auto", "cgroup", "rlimit"] = "auto",
     start_method: Literal["fork", "forkserver"] = "fork",
 ) -> TaskResult:

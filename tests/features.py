@@ -16,6 +16,7 @@ import pytest
 
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.cgroup.delegation import find_root
+from gwsandbox.linux import landlock
 from gwsandbox.model.errors import CgroupError
 
 MUST_HAVE = frozenset(filter(None, os.environ.get("GWSANDBOX_TEST_MUST_HAVE", "").split(",")))
@@ -57,6 +58,21 @@ def _mount_namespace() -> str:
     return done.stderr.strip() if done.returncode else ""
 
 
+def _landlock() -> str:
+    return landlock.why_none() or ("" if landlock.version() > 1 else "its version forbids to move files")
+
+
+def _landlock_scopes() -> str:
+    if landlock.version() < landlock.SCOPES_SINCE:
+        return f"the version of Landlock is {landlock.version()}"
+    scopes = landlock.make_ruleset({}, scopes=landlock.SCOPE_SIGNAL)
+    try:
+        holds = landlock.refused(scopes, [lambda: os.kill(os.getppid(), 0)]) == [True]
+    finally:
+        os.close(scopes)
+    return "" if holds else "it claims to confine signals and does not"
+
+
 def _swap() -> str:
     with open("/proc/swaps", encoding="ascii") as file:
         return "" if len(file.readlines()) > 1 else "no swap is on"
@@ -78,6 +94,8 @@ PROBES: dict[str, Callable[[], str]] = {
     "delegated": _delegated,
     "root": _root,
     "ordinary_user": _ordinary_user,
+    "landlock": _landlock,
+    "landlock_scopes": _landlock_scopes,
     "mount_namespace": _mount_namespace,
     "swap": _swap,
     "gevent": functools.partial(_library, "gevent"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from gwsandbox import Limits, ProcessManager, Task, TaskResult
+from gwsandbox import Hardening, Limits, ProcessManager, Task, TaskResult
 from gwsandbox.linux import procfs
 
 BackendName = Literal["cgroup", "rlimit"]
@@ -74,6 +74,11 @@ def examples(natively: int) -> int:
 def run_one(backend: BackendName, func: Callable[..., Any], *args: Any, **limits: Any) -> TaskResult:
     """One call under some limits."""
     return run_task(backend, Task(func, args, limits=Limits(**limits)))
+
+
+def run_open(backend: BackendName, func: Callable[..., Any], *args: Any, **limits: Any) -> TaskResult:
+    """One call under some limits and no hardening, which would refuse what the call tries before a limit has to hold."""
+    return run_task(backend, Task(func, args, limits=Limits(**limits)), hardening=Hardening.off())
 
 
 def run_task(backend: BackendName, task: Any, **options: Any) -> TaskResult:

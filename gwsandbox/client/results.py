@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gwsandbox.ipc import record
@@ -20,7 +21,7 @@ from gwsandbox.model.errors import (
 )
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.options import RunOptions
-from gwsandbox.model.result import Outcome, TaskResult
+from gwsandbox.model.result import NOT_STARTED, Enforcement, Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.model.text import shorten_detail
 from gwsandbox.model.verdict import Delivery
@@ -43,7 +44,13 @@ _EXCEPTIONS: dict[Outcome, type[Exception]] = {
 }
 
 
-def make_result(task: Task | Command, report: Report, descriptor: int | None, options: RunOptions) -> TaskResult:
+def make_result(
+    task: Task | Command,
+    report: Report,
+    descriptor: int | None,
+    options: RunOptions,
+    held: Mapping[str, str] | None = None,
+) -> TaskResult:
     """The result of a task.
 
     Args:
@@ -51,6 +58,7 @@ def make_result(task: Task | Command, report: Report, descriptor: int | None, op
         report: What the supervisor says of it.
         descriptor: That came with the report, with the record in it; it stays open.
         options: Of the run.
+        held: What holds the run's hardening, by mechanism.
     """
     report, value, exception = _open_payload(task, report, descriptor, trusted=options.trusted)
     if report.outcome is Outcome.TIMED_OUT and options.other_threads and isinstance(task, Task):
@@ -75,8 +83,15 @@ def make_result(task: Task | Command, report: Report, descriptor: int | None, op
         outcome=report.outcome,
         detail=report.detail,
         usage=report.usage,
-        enforcement=report.enforcement,
+        enforcement=_with_hardening(report.enforcement, held),
     )
+
+
+def _with_hardening(enforcement: Enforcement, held: Mapping[str, str] | None) -> Enforcement:
+    """What held the limits of a guest, with what all guests of the run have in common."""
+    if not held or enforcement.backend == NOT_STARTED.backend:
+        return enforcement
+    return Enforcement(enforcement.backend, enforcement.limits, enforcement.degraded, held)
 
 
 def _shown(name: str, task: Task | Command, limits: Limits, given: float | None) -> float | None:

@@ -21,7 +21,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, starmap
 from typing import Any
@@ -30,9 +30,10 @@ from gwsandbox.backends.base import Backend
 from gwsandbox.client import clean_interpreter
 from gwsandbox.client.loggers import fork_beside_loggers, other_threads
 from gwsandbox.client.results import make_result
+from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import LOST, Ended, Order, Packet, Report, Sent, Started
+from gwsandbox.ipc.channel import LOST, Confined, Ended, Order, Packet, Report, Sent, Started
 from gwsandbox.linux import unpatched
 from gwsandbox.linux.errnos import errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
@@ -87,7 +88,10 @@ class Session:
         """
         self._backend = backend
         threads = other_threads() if options.start_method == "fork" else 0
-        self._options = replace(options, caller=os.getpid(), collect_garbage=gc.isenabled(), other_threads=threads)
+        modules = loaded_modules() if options.hardening.readable is not None else ()
+        self._options = replace(
+            options, caller=os.getpid(), collect_garbage=gc.isenabled(), other_threads=threads, modules=modules
+        )
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
         self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order
@@ -103,6 +107,7 @@ class Session:
         self._made: TaskResult | None = None
         self._failure: SandboxError | None = None
         self._group: str | None = None
+        self._held: Mapping[str, str] | None = None
         self._reaper_status: int | None = None
         self.started = self.lost = self.cancelled = False
         _sessions.add(self)
@@ -133,7 +138,7 @@ class Session:
             raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
         if self._options.start_method != "fork":
             self._send(clean_interpreter.preparation(self._options, self._backend))
-        if self._options.preload or self._backend.may_refuse:
+        if self._options.preload or self._backend.may_refuse or self._options.hardening.require:
             self._await_start()
         self.started = True
 
@@ -162,9 +167,9 @@ class Session:
 
     def _await_start(self) -> None:
         """Wait until the backend is ready and modules are preloaded: here a mistake is said once, not by each task."""
-        while self._group is None:
+        while self._group is None or (self._options.hardening.require and self._held is None):
             self._receive(None)
-            if self.lost:
+            if self.lost or (self._failure is not None and self._group is not None):
                 raise self._failure or SandboxError(
                     "preload modules: the interpreter ended meanwhile"
                     if self._options.preload
@@ -363,6 +368,8 @@ class Session:
                 self._pidfds.append(pidfd)
             self._backend.adopt_group(message.group)
             self._group = message.group
+        elif isinstance(message, Confined):
+            self._held = message.held
         elif isinstance(message, Ended):
             self._failure = message.error
             if message.note:
@@ -371,7 +378,8 @@ class Session:
     def _finish(self, number: int, received: channel.Received) -> None:
         if self._made is None:
             report = received.message or _lost_report(number)
-            self._made = make_result(self._unfinished[number][1], report, received.descriptor, self._options)
+            task = self._unfinished[number][1]
+            self._made = make_result(task, report, received.descriptor, self._options, self._held)
         if not self.results or self.results[-1] is not self._made:
             self.results.append(self._made)
         self._unfinished.pop(number, None)

@@ -22,9 +22,10 @@ from types import CoroutineType
 from typing import Any, NoReturn
 
 from gwsandbox.guest import finish
+from gwsandbox.guest.confinement import Confinement
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.call import Call
-from gwsandbox.linux import descriptors, syscalls
+from gwsandbox.linux import confine, descriptors, syscalls
 from gwsandbox.model.errors import GuestSetupError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.verdict import RESULT_LOST, Delivery
@@ -59,6 +60,9 @@ class Setup:
         is_command: Whether to run ``program``, or to make ``call``.
         program: The program.
         call: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
+        calls: System calls that confine a guest whose task is a Python call.
+        program_calls: Those of one that becomes a program.
+        ruleset: Descriptor that the zygote needs for them, and no guest may keep; -1 where there is none.
         data_limit: RLIMIT_DATA of a program, to be set when nothing but exec is left to do; 0 is none.
         result: The result descriptor.
         start_event: Descriptor that can be read when the task's time begins.
@@ -72,6 +76,7 @@ class Setup:
         "be_subreaper",
         "born_inside",
         "call",
+        "calls",
         "cgroup",
         "control",
         "data_limit",
@@ -80,7 +85,9 @@ class Setup:
         "keep_descriptors",
         "keep_terminal",
         "program",
+        "program_calls",
         "result",
+        "ruleset",
         "start_event",
         "stderr",
         "stdin",
@@ -116,6 +123,12 @@ class Setup:
         self.be_subreaper = be_subreaper
         self.tid_address = syscalls.tid_address()
         self.born_inside = True
+        self.confine(Confinement())
+
+    def confine(self, confinement: Confinement) -> None:
+        """In the zygote, once: what every guest does to give up what it is not to have."""
+        self.calls, self.program_calls = confinement.calls, confinement.program_calls
+        self.ruleset = confinement.ruleset
 
 
 def reset_inherited_state(caller: int, *, keep_ignored: bool) -> None:
@@ -219,6 +232,9 @@ def _take_steps(setup: Setup) -> None:
         step = "connect standard descriptors"
         if setup.stdin is not None or setup.stdout is not None:
             _connect(setup)
+        step = "confine"
+        for call in setup.program_calls if setup.is_command else setup.calls:
+            confine.apply(call, step)
         step = "close descriptors"
         _close_descriptors(setup)
         step = "unblock signals"
@@ -257,6 +273,8 @@ def _close_descriptors(setup: Setup) -> None:
     for own in (setup.cgroup, setup.stdout, setup.stderr):
         if own is not None:
             os.close(own)
+    if setup.ruleset >= 0:
+        os.close(setup.ruleset)
     if not setup.keep_descriptors:
         first = 3
         for fd in sorted(fd for fd in (setup.result, setup.start_event, setup.call) if isinstance(fd, int)):

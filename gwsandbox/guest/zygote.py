@@ -17,12 +17,14 @@ import gc
 import os
 import pickle
 import resource
+import select
 import socket
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from gwsandbox.guest import child, random_numbers
+from gwsandbox.guest.confinement import confine_zygote
 from gwsandbox.ipc import call
 from gwsandbox.ipc.birth import (
     ANSWER,
@@ -36,6 +38,7 @@ from gwsandbox.ipc.birth import (
     STDOUT,
     TRUNCATED,
     WORK,
+    pack_held,
 )
 from gwsandbox.linux import syscalls, unpatched
 from gwsandbox.linux.errnos import errno_of
@@ -68,6 +71,7 @@ def run_zygote(
         _serve(control, inherited_tasks, setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, each task is to hear of it
         traceback.print_exc()
+        _say_held(control, dict.fromkeys(options.hardening.mechanisms(), f"not: {error}"))
         _refuse_all(control, errno_of(error) or errno.EIO)
     finally:
         os._exit(1)
@@ -87,11 +91,20 @@ def _get_ready(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
     _raise_oom_score()
     child.warm_up()
+    confinement = confine_zygote(options)
+    setup.confine(confinement)
+    _say_held(control, confinement.held)
     unpatched.patch_again()
     gc.freeze()  # or a guest's first collection would write to every page that it shares with us
     if options.collect_garbage:
         gc.enable()
     return setup
+
+
+def _say_held(control: socket.socket, held: Mapping[str, str]) -> None:
+    """Say what of the run's hardening holds, where there is any: somebody may wait for that before any task."""
+    if held:
+        control.send(pack_held(held))
 
 
 def _refuse_all(control: socket.socket, number: int) -> None:
@@ -154,7 +167,43 @@ def _fork(setup: child.Setup) -> int:
     try:
         return syscalls.clone(for_exec=setup.is_command)
     except OSError as error:
-        return -(error.errno or errno.EAGAIN)
+        if error.errno != errno.EPERM or not setup.be_subreaper:
+            return -(error.errno or errno.EAGAIN)
+    return _fork_orphan()
+
+
+def _fork_orphan() -> int:
+    """Fork a child of the supervisor where nothing may make siblings, as in a guest of another run.
+
+    The child of a child becomes the nearest subreaper's, the supervisor's, when that child is dead.
+    """
+    told, tell = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            os.write(tell, ANSWER.pack(pid))
+            os._exit(0)
+        os.close(told)
+        os.close(tell)
+        _await_death(parent)
+        return 0
+    os.close(tell)
+    with open(told, "rb") as pipe:
+        answer = pipe.read(ANSWER.size)
+    os.waitpid(middle, 0)
+    return int(ANSWER.unpack(answer)[0]) if len(answer) == ANSWER.size else -errno.EAGAIN
+
+
+def _await_death(parent: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(parent)
+        if os.getppid() == parent:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll()
+        os.close(pidfd)
 
 
 def _fill(

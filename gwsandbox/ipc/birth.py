@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 
 REQUEST = struct.Struct("=QQBB")
 """Number of the task, RLIMIT_DATA of a program in bytes (0: none), whether it is a program, and which of ``ROLES``
@@ -27,5 +28,17 @@ RIGHTS = [struct.Struct(f"={count}i") for count in range(len(ROLES) + 1)]
 
 LARGEST_WORK = 1 << 16
 """Bytes of a packed task up to which it travels in the message."""
+
+
+def pack_held(held: Mapping[str, str]) -> bytes:
+    """The zygote's first packet, where there is something to confine: whether each mechanism holds."""
+    return "\0".join(text for pair in held.items() for text in pair).encode("utf-8", "replace")
+
+
+def unpack_held(packet: bytes) -> dict[str, str]:
+    """What ``pack_held`` packed, which is longer than any ``ANSWER``."""
+    texts = packet.decode("utf-8", "replace").split("\0")
+    return dict(zip(texts[::2], texts[1::2], strict=False))
+
 
 TRUNCATED = int(socket.MSG_CTRUNC)  # a plain number: Python computes with an enum's members in Python

@@ -18,7 +18,7 @@ import pickle
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gwsandbox.ipc.call import read_stored, store
@@ -110,7 +110,17 @@ class Ended(NamedTuple):
     note: str = ""
 
 
-Message = Sequence[Order] | Report | Started | Ended
+class Confined(NamedTuple):
+    """Supervisor to caller: what holds the run's ``Hardening``, before any report of a guest.
+
+    Args:
+        held: For each mechanism, whether it is enforced.
+    """
+
+    held: Mapping[str, str]
+
+
+Message = Sequence[Order] | Report | Started | Ended | Confined
 
 
 # Nearly all orders of a run have the same limits: they are pickled once, travel as bytes, and are unpickled once.
@@ -166,7 +176,7 @@ def pack(message: Message, memfds: deque[int], descriptor: int | None = None) ->
 def _number(message: Message) -> int:
     if isinstance(message, Report):
         return message.number
-    return 0 if isinstance(message, Started | Ended) else message[0].number
+    return 0 if isinstance(message, Started | Ended | Confined) else message[0].number
 
 
 class Received(NamedTuple):

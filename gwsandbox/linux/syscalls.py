@@ -1,6 +1,6 @@
 """The kernel's calls that Python has no wrapper for: one call, one function, the kernel's own name.
 
-The only module that uses ctypes. Every function raises ``OSError`` whose text names the call. Numbers are
+Only this module and ``confine`` use ctypes. Every function raises ``OSError`` whose text names the call. Numbers are
 those of x86_64 and, from clone3 on, of every architecture (include/uapi/asm-generic/unistd.h).
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 
 
@@ -21,6 +22,8 @@ class RunOptions:
         trusted: Python calls hold the caller's descriptors, and their values are unpickled. Where it is False, guests
             hold no descriptor but the standard three, and only bytes arrive of their values and only the outcome of
             their exceptions.
+        hardening: What a guest may see and do.
+        modules: Files and folders of modules that the caller has loaded, where guests may read only some files.
         preload: Modules that a clean interpreter imports once.
         caller: Pid of the caller.
         collect_garbage: Whether the caller has the garbage collector on.
@@ -34,6 +37,8 @@ class RunOptions:
     memory_limit_in_gib: float | None = None
     pass_through: bool = False
     trusted: bool = True
+    hardening: Hardening = Hardening.standard()  # noqa: RUF009 - it cannot be changed
+    modules: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     caller: int = 0
     collect_garbage: bool = True

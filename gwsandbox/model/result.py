@@ -70,14 +70,16 @@ class Enforcement:
         backend: "cgroup", "rlimit", or "none" where the task never started.
         limits: For each limit that was asked for, what held it: ``{"memory": "memory.max"}``.
         degraded: For each limit that is held less than fully, why.
+        hardening: For each mechanism of ``Hardening`` that was asked for: "enforced", "partly: why" or "not: why".
     """
 
     backend: str
     limits: Mapping[str, str] = field(default_factory=dict)
     degraded: Mapping[str, str] = field(default_factory=dict)
+    hardening: Mapping[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type[Enforcement], tuple[Any, ...]]:
-        return Enforcement, (self.backend, self.limits, self.degraded)
+        return Enforcement, (self.backend, self.limits, self.degraded, self.hardening)
 
     def __getitem__(self, limit: str) -> str:
         """What holds ``limit``; KeyError where it was not asked for."""

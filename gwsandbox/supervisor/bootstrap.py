@@ -20,7 +20,7 @@ from gwsandbox.backends.base import Backend
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.rlimit import RlimitBackend
 from gwsandbox.ipc.channel import PACKET, Channel, Ended, Message, Sent, pack, send
-from gwsandbox.linux import descriptors, syscalls, unpatched
+from gwsandbox.linux import confine, descriptors, syscalls, unpatched
 from gwsandbox.linux.errnos import errno_of
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
@@ -80,6 +80,8 @@ def _begin(end: _socket.socket, inheritance: Inheritance) -> NoReturn:
     if not options.pass_through:
         os.setsid()  # the terminal's signals are the caller's business
         descriptors.close_lifelines({end.fileno()})
+    if options.hardening.privileges == "bound":
+        confine.apply(confine.prepare_dumpable(dumpable=False), "prctl")
     group = backend.prepare()
     watch_over(backend, functools.partial(_supervise, end, backend, options, tasks), end, group)
 

@@ -44,6 +44,7 @@ class Launcher:
         reserve: The supervisor's.
         refuse: Gets each order that cannot be started, with the reason.
         requeue: Gets each order that was lost with a zygote before its guest could do anything.
+        note_confinement: Gets what holds the run's hardening, by mechanism.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Launcher:
         *,
         refuse: Callable[[Order, Exception], None],
         requeue: Callable[[Order], None],
+        note_confinement: Callable[[dict[str, str]], None],
     ) -> None:
         self.ready: deque[Attempt] = deque()
         self.starting: deque[Attempt] = deque()
@@ -68,6 +70,8 @@ class Launcher:
         self._reserve = reserve
         self._refuse = refuse
         self._requeue = requeue
+        self._note_confinement = note_confinement
+        self._is_confined = False
         self._zygote: ZygoteProcess | None = None
         self._lost = 0
         self._next_wake: float | None = None
@@ -138,6 +142,8 @@ class Launcher:
         """Its pidfd says so. What it answered before is still to be read."""
         self.take_answers()
         self.close()
+        if not self._is_confined and self._options.hardening.require:
+            self._note_confinement({})  # somebody waits to hear of it
         self._lose_births()
 
     def _lose_births(self) -> None:
@@ -292,9 +298,13 @@ class Launcher:
 
     def take_answers(self) -> None:
         """Read what the zygote has answered: each answer is a guest that waits for its time."""
-        while self.starting and self._zygote is not None:
+        while self._zygote is not None:
             pid = self._zygote.answer()
-            if pid is None:
+            if isinstance(pid, dict):
+                self._is_confined = True
+                self._note_confinement(pid)
+                continue
+            if pid is None or not self.starting:
                 return
             attempt = self.starting.popleft()
             self._lost = 0

@@ -62,9 +62,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
-from gwsandbox.ipc.channel import LOST, Channel, Order, Report, Sent
+from gwsandbox.ipc.channel import LOST, Channel, Confined, Ended, Order, Report, Sent
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
+from gwsandbox.model.hardening import ENFORCED
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.task import Command, Task
@@ -125,6 +126,7 @@ class Supervisor:
             self._reserve,
             refuse=self._refuse,
             requeue=self._requeue,
+            note_confinement=self._note_confinement,
         )
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
@@ -280,6 +282,18 @@ class Supervisor:
             self._cancel(self._orders.popleft())
         for attempt in list(self._attempts.values()):
             self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
+
+    def _note_confinement(self, held: dict[str, str]) -> None:
+        """Tell the caller what holds the run's hardening; where that is too little, nothing is run."""
+        required = self._options.hardening.require & self._options.hardening.mechanisms()
+        missing = [name for name in sorted(required) if held.get(name) != ENFORCED]
+        if not missing:
+            self._channel.post(Confined(held))
+            return
+        why = "; ".join(f"{name} ({held.get(name, 'not: the zygote process ended')})" for name in missing)
+        remedy = "leave out of Hardening(require=…) what you can do without"
+        self._channel.post(Ended(SandboxError("harden run", value=why, remedy=remedy)))
+        self._close_down()
 
     # --- orders that cannot be started --------------------------------------------------------------
 

@@ -10,12 +10,13 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from gwsandbox.guest.zygote import run_zygote
-from gwsandbox.ipc.birth import ANSWER, REQUEST, ROLES
+from gwsandbox.ipc.birth import ANSWER, REQUEST, ROLES, unpack_held
 from gwsandbox.ipc.channel import Packet, Sent, send
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
 _END_SECONDS = 10.0
+_LONGEST_ANSWER = 1 << 14
 
 
 class ZygoteProcess:
@@ -90,14 +91,19 @@ class ZygoteProcess:
         """
         return send(self._socket, packet)
 
-    def answer(self) -> int | None:
-        """The next answer: the pid of a guest, which waits for its time, or minus an errno. ``None``: there is none."""
+    def answer(self) -> int | dict[str, str] | None:
+        """The next answer: the pid of a guest, which waits for its time, or minus an errno. ``None``: there is none.
+
+        The first may be what holds the run's hardening, by mechanism.
+        """
         try:
-            data = self._socket.recv(ANSWER.size, socket.MSG_DONTWAIT)
+            data = self._socket.recv(_LONGEST_ANSWER, socket.MSG_DONTWAIT)
         except OSError:  # there is none, or it is gone, which its pidfd tells
             return None
         if len(data) < ANSWER.size:
             return None
+        if len(data) > ANSWER.size:
+            return unpack_held(data)
         pid: int = ANSWER.unpack(data)[0]
         return pid
 

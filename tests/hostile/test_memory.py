@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import MIB, BackendName, run_all, run_one, run_task
+from support import MIB, BackendName, run_all, run_one, run_open, run_task
 
 from gwsandbox import Command, Limits, Outcome, Task, TaskResult
 from gwsandbox.backends.cgroup.delegation import find_root
@@ -293,7 +293,7 @@ def oom_in_a_cgroup_of_its_own() -> str:
 
 @pytest.mark.cgroup2
 def test_an_oom_kill_in_a_cgroup_that_the_task_made_is_not_the_tasks() -> None:
-    result = run_one("cgroup", oom_in_a_cgroup_of_its_own, memory=4 * LIMIT)
+    result = run_open("cgroup", oom_in_a_cgroup_of_its_own, memory=4 * LIMIT)
     assert result.outcome is Outcome.SUCCEEDED, result
     assert result.result == "child ended by 9"
     assert result.usage.oom_kills == 1

@@ -13,9 +13,9 @@ import threading
 import time
 
 import pytest
-from support import PACE, BackendName, is_running, run_all, run_one, run_task, sleep_for_ever, times
+from support import PACE, BackendName, is_running, run_all, run_one, run_open, run_task, sleep_for_ever, times
 
-from gwsandbox import Command, Limits, Outcome, Task, TaskResult
+from gwsandbox import Command, Hardening, Limits, Outcome, Task, TaskResult
 
 
 def assert_timed_out(result: TaskResult) -> None:
@@ -156,17 +156,18 @@ def signal_parent(number: int) -> str:
 
 
 def test_a_task_that_stops_its_parent_is_supervised_all_the_same(backend: BackendName) -> None:
-    results = run_all(backend, [Task(signal_parent, (signal.SIGSTOP,)), *(Task(pow, (2, n)) for n in range(5))])
+    tasks = [Task(signal_parent, (signal.SIGSTOP,)), *(Task(pow, (2, n)) for n in range(5))]
+    results = run_all(backend, tasks, hardening=Hardening.off())
     assert [result.outcome for result in results] == [Outcome.SUCCEEDED] * 6, results
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_task_that_signals_its_parent_changes_nothing(backend: BackendName, number: int) -> None:
-    assert run_one(backend, signal_parent, number).success
+    assert run_open(backend, signal_parent, number).success
 
 
 def test_a_task_that_kills_its_parent_gets_nothing_but_an_error(backend: BackendName) -> None:
-    result = run_one(backend, signal_parent, signal.SIGKILL)
+    result = run_open(backend, signal_parent, signal.SIGKILL)
     assert result.outcome is Outcome.SANDBOX_ERROR, result
     assert "supervisor" in result.detail
 
@@ -187,7 +188,7 @@ def frozen_group() -> None:
 
 @pytest.mark.cgroup2
 def test_a_frozen_group_without_permissions_dies_too() -> None:
-    assert_timed_out(run_one("cgroup", frozen_group, wall_seconds=0.5 * PACE))
+    assert_timed_out(run_open("cgroup", frozen_group, wall_seconds=0.5 * PACE))
 
 
 # --- CPU time --------------------------------------------------------------------------------------------

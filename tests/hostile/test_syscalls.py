@@ -8,7 +8,7 @@ import os
 import signal
 
 import pytest
-from support import MIB, BackendName, is_running, run_one, sleep_for_ever
+from support import MIB, BackendName, is_running, run_one, run_open, sleep_for_ever
 
 from gwsandbox import Outcome
 
@@ -45,7 +45,7 @@ def start(flags: int, exit_signal: int = 0) -> int:
     "flags", [0, CLONE_PARENT, CLONE_UNTRACED, CLONE_CLEAR_SIGHAND, CLONE_PARENT | CLONE_UNTRACED], ids=hex
 )
 def test_what_was_cloned_with_strange_flags_is_gone_too(backend: BackendName, flags: int) -> None:
-    result = run_one(backend, start, flags)
+    result = run_open(backend, start, flags)
     assert result.success, result
     assert not is_running(result.result)
 
@@ -58,7 +58,7 @@ def start_sibling_and_sleep(path: str) -> None:
 
 def test_a_sibling_dies_with_a_task_that_timed_out(backend: BackendName, tmp_path: os.PathLike[str]) -> None:
     path = os.path.join(tmp_path, "pid")
-    result = run_one(backend, start_sibling_and_sleep, path, wall_seconds=3)
+    result = run_open(backend, start_sibling_and_sleep, path, wall_seconds=3)
     assert result.outcome is Outcome.TIMED_OUT, result
     with open(path, encoding="ascii") as file:
         assert not is_running(int(file.read()))
@@ -72,7 +72,7 @@ def die_by_the_end_of_a_child() -> None:
 
 def test_a_child_whose_end_kills_its_parent(backend: BackendName) -> None:
     """It is a kill that no limit caused, and so neither OUT_OF_MEMORY nor TIMED_OUT."""
-    result = run_one(backend, die_by_the_end_of_a_child, wall_seconds=60)
+    result = run_open(backend, die_by_the_end_of_a_child, wall_seconds=60)
     assert (result.outcome, result.exit_code) == (Outcome.KILLED, -signal.SIGKILL), result
     assert not result.out_of_memory
     assert not result.timed_out
@@ -89,7 +89,7 @@ def many_siblings_take_memory() -> None:
 
 @pytest.mark.cgroup2
 def test_memory_of_siblings_counts() -> None:
-    result = run_one("cgroup", many_siblings_take_memory, memory="64MiB", wall_seconds=60)
+    result = run_open("cgroup", many_siblings_take_memory, memory="64MiB", wall_seconds=60)
     assert result.outcome is Outcome.OUT_OF_MEMORY, result
 
 
@@ -117,7 +117,7 @@ def poll_by_a_thread_of_the_kernel() -> str:
 
 
 def test_a_thread_of_io_uring_ends_at_the_deadline(backend: BackendName) -> None:
-    result = run_one(backend, poll_by_a_thread_of_the_kernel, wall_seconds=3, pids=20)
+    result = run_open(backend, poll_by_a_thread_of_the_kernel, wall_seconds=3, pids=20)
     if result.success:  # the kernel has it not, or does not allow it: then nothing is left to end
         assert result.result in {"ENOSYS", "EPERM"}
     else:

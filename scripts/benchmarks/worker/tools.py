@@ -43,12 +43,24 @@ def gwsandbox_preloaded(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     return _gwsandbox(calls, terms, "forkserver", (loads.__name__,))
 
 
+def gwsandbox_off(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _gwsandbox(calls, terms, "fork", hardening="off")
+
+
+def gwsandbox_standard(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _gwsandbox(calls, terms, "fork", hardening="standard")
+
+
 def _gwsandbox(
-    calls: Iterable[Call], terms: Terms, start_method: StartMethod, preload: tuple[str, ...] = ()
+    calls: Iterable[Call],
+    terms: Terms,
+    start_method: StartMethod,
+    preload: tuple[str, ...] = (),
+    hardening: str = "standard",
 ) -> Iterator[Any]:
     import gwsandbox as package
 
-    with _manager(terms, start_method, preload) as manager:
+    with _manager(terms, start_method, preload, hardening) as manager:
         manager.queue_tasks(package.Task(func, arguments) for func, arguments in calls)
         for result in manager.as_completed():
             if result.outcome is package.Outcome.SANDBOX_ERROR:
@@ -56,12 +68,18 @@ def _gwsandbox(
             yield result.exception or result.result
 
 
-def _manager(terms: Terms, start_method: StartMethod = "fork", preload: tuple[str, ...] = ()) -> "ProcessManager":
+def _manager(
+    terms: Terms, start_method: StartMethod = "fork", preload: tuple[str, ...] = (), hardening: str = "standard"
+) -> "ProcessManager":
     import gwsandbox as package
 
-    limits = package.Limits(memory=terms["memory"], wall_seconds=terms["wall"], pids=terms["pids"])
     return package.ProcessManager(
-        terms["workers"], limits=limits, backend=terms["backend"], start_method=start_method, preload=preload
+        terms["workers"],
+        limits=package.Limits(memory=terms["memory"], wall_seconds=terms["wall"], pids=terms["pids"]),
+        hardening=package.Hardening.off() if hardening == "off" else package.Hardening.standard(),
+        backend=terms["backend"],
+        start_method=start_method,
+        preload=preload,
     )
 
 
@@ -114,6 +132,8 @@ def _outcome(future: "Future[Any]") -> Any:
 
 CALLERS: dict[str, Callable[[Iterable[Call], Terms], Iterator[Any]]] = {
     "gwsandbox": gwsandbox,
+    "gwsandbox off": gwsandbox_off,
+    "gwsandbox standard": gwsandbox_standard,
     "gwsandbox forkserver": gwsandbox_forkserver,
     "gwsandbox preloaded": gwsandbox_preloaded,
     "glasswall": glasswall,

@@ -1,0 +1,154 @@
+"""What a process of root's can take from itself and what descends from it: views of mounts, and capabilities.
+
+Both are inherited, so the zygote does it once and no guest pays for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from gwsandbox.linux import confine
+
+# include/uapi/linux/capability.h
+CAPABILITIES = (
+    *("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
+    *("linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner"),
+    *("sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice"),
+    *("sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap"),
+    *("mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf"),
+    "checkpoint_restore",
+)
+
+
+def numbers(names: Iterable[str]) -> int:
+    """Capabilities by name as bits."""
+    return sum(1 << CAPABILITIES.index(name) for name in names)
+
+
+def keep_capabilities(kept: int) -> None:
+    """Give up all capabilities but those of ``kept``, of this process and of any program that descends from it.
+
+    Raises:
+        OSError: Some can come back, as this process may not take them from its bounding set.
+    """
+    effective, permitted, inheritable = confine.capget()
+    with contextlib.suppress(OSError):  # before Linux 4.3 there are none
+        confine.clear_ambient()
+    missing: OSError | None = None
+    for number in _bounding():  # first, as it needs one of them (setpcap)
+        if not kept >> number & 1:
+            try:
+                confine.drop_bounding(number)
+            except OSError as error:
+                missing = error
+    confine.capset(effective & kept, permitted & kept, inheritable & kept)
+    # An ordinary user may not shrink the set; under no_new_privs no program brings anything back from it then.
+    if missing is not None and permitted:
+        raise missing
+
+
+def _bounding() -> Iterator[int]:
+    """The capabilities that programs can have."""
+    number = 0
+    with contextlib.suppress(OSError):  # EINVAL: this kernel knows no more
+        while True:
+            if confine.in_bounding(number):
+                yield number
+            number += 1
+
+
+class Mount(NamedTuple):
+    """A mount, as /proc/self/mountinfo tells it: where it is, of what file system, and its own flags for mount(2)."""
+
+    path: str
+    kind: str
+    flags: int
+
+
+_FLAGS = {
+    b"ro": confine.MS_RDONLY,
+    b"nosuid": confine.MS_NOSUID,
+    b"nodev": confine.MS_NODEV,
+    b"noexec": confine.MS_NOEXEC,
+}
+
+
+def mounts() -> Iterator[Mount]:
+    """All mounts that this process sees, those below others after them."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            place, _, what = line.partition(b" - ")
+            _, _, _, _, path, options, *_ = place.split()
+            flags = sum(_FLAGS.get(option, 0) for option in options.split(b","))
+            yield Mount(_unescape(path), what.split()[0].decode(errors="replace"), flags)
+
+
+def _unescape(path: bytes) -> str:
+    """Spaces, tabs, line breaks and backslashes are written in octal there."""
+    for char in b" \t\n\\":
+        path = path.replace(b"\\%03o" % char, bytes([char]))
+    return os.fsdecode(path)
+
+
+def private_mounts() -> None:
+    """Mounts of its own from here on: what others mount still appears, what is mounted here does not go out.
+
+    Raises:
+        OSError: It is not permitted.
+    """
+    confine.unshare(confine.CLONE_NEWNS)
+    confine.mount("", "/", "", confine.MS_REC | confine.MS_SLAVE)
+
+
+def make_read_only(path: str) -> None:
+    """Nothing at or below a path can be written to by way of it, other mounts there included.
+
+    Raises:
+        OSError: It is not permitted.
+    """
+    if path not in {mount.path for mount in mounts()}:
+        confine.mount(path, path, "", confine.MS_BIND | confine.MS_REC)
+    for mount in {mount.path: mount for mount in mounts()}.values():
+        if mount.path == path or mount.path.startswith(f"{path}/"):
+            # By mount(2) and not by mount_setattr, which takes all in one call from Linux 5.12 on.
+            confine.mount("", mount.path, "", confine.MS_REMOUNT | confine.MS_BIND | confine.MS_RDONLY | mount.flags)
+
+
+def make_private(path: str, size: int, kept: Iterable[str]) -> None:
+    """An empty folder of memory in the place of one, for whatever is written there from here on.
+
+    Args:
+        path: Of the folder.
+        size: Bytes that it can hold.
+        kept: Paths that are seen below it as before.
+
+    Raises:
+        OSError: It is not permitted. FileNotFoundError: There is no such folder.
+    """
+    below = [name for name in kept if name.startswith(f"{path}/")]
+    seen = [(name, os.open(name, os.O_PATH | os.O_CLOEXEC)) for name in below if os.path.exists(name)]
+    confine.mount("none", path, "tmpfs", confine.MS_NOSUID | confine.MS_NODEV, f"mode=1777,size={size}")
+    for name, fd in seen:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            os.makedirs(name, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o600))
+        confine.mount(f"/proc/self/fd/{fd}", name, "", confine.MS_BIND | confine.MS_REC)
+        os.close(fd)
+
+
+def hide(path: str) -> None:
+    """An empty folder, or something that cannot be connected to, in the place of what is at a path.
+
+    Raises:
+        OSError: It is not permitted. FileNotFoundError: There is nothing.
+    """
+    if os.path.isdir(path):
+        flags = confine.MS_NOSUID | confine.MS_NODEV | confine.MS_NOEXEC | confine.MS_RDONLY
+        confine.mount("none", path, "tmpfs", flags, "mode=0555,size=4k")
+    else:
+        confine.mount("/dev/null", path, "", confine.MS_BIND)
