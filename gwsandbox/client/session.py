@@ -128,11 +128,7 @@ class Session:
                     self._fork()
                 else:
                     self._spawn()
-            self._ends[1].close()
-            _store(self._pidfds, os.pidfd_open, self._reapers[0])
-            self._epoll = unpatched.module("select").epoll()
-            self._epoll.register(self._ends[0], select.EPOLLIN)
-            self._epoll.register(self._pidfds[0], select.EPOLLIN)
+            self._watch_peers()
         except OSError as error:
             remedy = "see ulimit -u (processes) and ulimit -n (descriptors)"
             raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
@@ -141,6 +137,17 @@ class Session:
         if self._options.preload or self._backend.may_refuse or self._options.hardening.require:
             self._await_start()
         self.started = True
+
+    def _watch_peers(self) -> None:
+        """Be ready to hear of the supervisor, and of the death of its reaper; does no harm if it is done again."""
+        self._ends[1].close()
+        if not self._pidfds:
+            _store(self._pidfds, os.pidfd_open, self._reapers[0])
+        if self._epoll is None:
+            self._epoll = unpatched.module("select").epoll()
+        for watched in (self._ends[0], self._pidfds[0]):
+            with contextlib.suppress(FileExistsError):
+                self._epoll.register(watched, select.EPOLLIN)
 
     def _fork(self) -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -421,10 +428,10 @@ class Session:
         """Cancel what is unfinished, and come back when no process or cgroup of the run is left."""
         self.cancelled = True
         self._end_orders()
-        for end in list(self._ends)[1:]:
-            end.close()
-        if self._pidfds and not self.lost:
-            self._await_end()
+        if self._reapers and self._reaper_status is None and not self.lost:
+            with contextlib.suppress(OSError):  # no descriptor is left, or the reaper is: then it is waited for alone
+                self._watch_peers()
+                self._await_end()
         if self._reapers and self._reaper_status is None:
             self._end_reaper()
         if self._reaper_status != 0:
