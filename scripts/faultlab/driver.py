@@ -43,11 +43,13 @@ class Action:
         progress: How many results must have come first.
         delay: Seconds from then on.
         act: What to do; gets the driver's pid.
+        undoes: Whether it takes back an earlier one, and so is done in any case once that was done.
     """
 
     progress: int
     delay: float
     act: Callable[[int], None]
+    undoes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def run(drive: Callable[[Callable[[], None]], Report], actions: Sequence[Action]
         if hung:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
+        watch.undo()
         left = () if hung else _wait_for_children()
         clear_up()
         text = os.pread(report, 1 << 26, 0)
@@ -170,6 +173,12 @@ class _Watch:
             self._actions.pop(0).act(self._pid)
         return _TICK_SECONDS
 
+    def undo(self) -> None:
+        """Take back what was done and is to be taken back."""
+        for action in self._actions:
+            if action.undoes:
+                action.act(self._pid)
+
     def _stands_still(self) -> bool:
         """Whether nothing of it has used the processor, or waits for one, for too long."""
         now = time.monotonic()
@@ -203,7 +212,8 @@ def _wait_for_children() -> tuple[str, ...]:
     while pids := _reap():
         remaining = give_up_at - time.monotonic()
         if remaining <= 0 or not _wait_for_one(pids, remaining):
-            return tuple(process_tree.describe(pid) for pid in process_tree.descendants(os.getpid()))
+            pids = process_tree.descendants(os.getpid())
+            return tuple(f"{process_tree.describe(pid)}\n{process_tree.stack(pid)}".strip() for pid in pids)
     return ()
 
 

@@ -112,7 +112,7 @@ def _actions(strike: Strike, rng: random.Random, seen: dict[Role, set[int]]) -> 
 
     yield Action(strike.progress, strike.delay, hit)
     if strike.number is Signals.SIGSTOP and strike.resumed:
-        yield Action(strike.progress, strike.delay + _RESUMED_AFTER, resume)
+        yield Action(strike.progress, strike.delay + _RESUMED_AFTER, resume, undoes=True)
 
 
 def _send(pid: int, number: int) -> None:
