@@ -13,6 +13,7 @@ from faultlab.options import Options
 from faultlab.tally import Tally
 
 SUBCOMMANDS = {
+    "inject": "each system call of each role fails, with each errno, once and lasting",
     "interrupt": "Ctrl-C, or a signal handler that raises, at any bytecode of the caller",
     "kill": "signals to each process and each pair, at random moments",
 }
@@ -55,4 +56,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         one.add_argument("--backend", choices=("rlimit", "cgroup"), default="rlimit")
         one.add_argument("--start-method", choices=("fork", "forkserver"), help="(default: both)")
         one.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+        if name == "inject":
+            one.add_argument("--point", metavar="ROLE:CALL:N:ERRNO:MANNER", help="the one fault to inject")
     return parser.parse_args(arguments)

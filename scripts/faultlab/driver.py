@@ -71,12 +71,18 @@ class Ended:
     log: str
 
 
-def run(drive: Callable[[Callable[[], None]], Report], actions: Sequence[Action] = ()) -> Ended:
+def run(
+    drive: Callable[[Callable[[], None]], Report],
+    actions: Sequence[Action] = (),
+    *,
+    longest: float = LONGEST_SECONDS,
+) -> Ended:
     """Run ``drive`` in a fork of this process, under ``actions``.
 
     Args:
         drive: Gets a function to be called after each result; what it returns must be fit for JSON.
         actions: In the order of their moments.
+        longest: Seconds after which it is taken for hung though it does not rest.
     """
     syscalls.be_subreaper()
     report, log = os.memfd_create("report"), os.memfd_create("log")
@@ -88,7 +94,7 @@ def run(drive: Callable[[Callable[[], None]], Report], actions: Sequence[Action]
     os.close(writer)
     try:
         watch = _Watch(pid, reader, actions)
-        hung = not watch.until_ended()
+        hung = not watch.until_ended(longest)
         stacks = _stacks(pid) if hung else ""
         if hung:
             os.kill(pid, signal.SIGKILL)
@@ -138,9 +144,9 @@ class _Watch:
         self._ticks = -1
         self._active = time.monotonic()
 
-    def until_ended(self) -> bool:
+    def until_ended(self, longest: float) -> bool:
         """Whether it ended; else it stands still, or takes too long."""
-        give_up_at = time.monotonic() + LONGEST_SECONDS
+        give_up_at = time.monotonic() + longest
         pidfd = os.pidfd_open(self._pid)
         try:
             poll = select.poll()

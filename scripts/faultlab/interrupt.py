@@ -88,9 +88,9 @@ class _Tracer:
 
 
 def _is_pickling(frame: FrameType | None) -> bool:
-    """Whether cloudpickle is at work: it takes any exception for a sign that a value has to go another way."""
+    """Whether a task is pickled: any exception there is taken for a sign that it cannot be, or has to go another way."""
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("cloudpickle"):
+        if frame.f_code.co_name == "pack_task" or frame.f_globals.get("__name__", "").startswith("cloudpickle"):
             return True
         frame = frame.f_back
     return False
