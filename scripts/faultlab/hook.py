@@ -222,6 +222,12 @@ class _Epoll:
         self.poll = epoll.poll
         self.fileno = epoll.fileno
         self.close = epoll.close
+        self._epoll = epoll
+
+    @property
+    def closed(self) -> bool:
+        """As of ``select.epoll``."""
+        return self._epoll.closed
 
 
 if VARIABLE in os.environ and __name__ == "faultlab.hook":

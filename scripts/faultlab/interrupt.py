@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -20,7 +20,7 @@ from faultlab import driver
 from faultlab.driver import Ended, Report
 from faultlab.options import Options
 from faultlab.tally import Finding, Kind, Round, Tally
-from faultlab.workload import Plan, Work, described, judged, left_since, open_descriptors, random_plan
+from faultlab.workload import Plan, described, judged, left_since, open_descriptors, queue, random_plan
 from gwsandbox import ProcessManager, TaskResult
 
 _MOST_TASKS = 8
@@ -138,7 +138,7 @@ class _Session:
 
     def _in_block(self, manager: ProcessManager) -> None:
         self.tracer.begin("queue")
-        self._queue(manager)
+        queue(manager, self.tasks, self.plan.late, self.queued)
         self.tracer.begin("process")
         if not self.interrupt.caught:
             self._process(manager)
@@ -148,19 +148,6 @@ class _Session:
         except (KeyboardInterrupt, Ring):
             self.caught_in_block = True
         self._process(manager)
-
-    def _queue(self, manager: ProcessManager) -> None:
-        early = len(self.tasks) - self.plan.late
-        for number, task in enumerate(self.tasks[:early]):
-            manager.queue_task(task)
-            self.queued.append(number)
-        if self.plan.late:
-            manager.queue_tasks(self._late(self.tasks[early:]))
-
-    def _late(self, tasks: Sequence[Work]) -> Iterator[Work]:
-        for task in tasks:
-            self.queued.append(len(self.queued))
-            yield task
 
     def _process(self, manager: ProcessManager) -> None:
         for result in manager.as_completed():

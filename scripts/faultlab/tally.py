@@ -62,26 +62,24 @@ class Tally:
     notes: list[str] = field(default_factory=list)
 
     def add(self, done: Round) -> None:
+        """Count a round, and print it where it is bad: a long run is read while it goes on."""
         self.rounds += 1
         self.tasks += done.tasks
         self.kinds.update(finding.kind for finding in done.findings)
         if done.findings:
             self.bad.append(done)
+            print(done.command, *(f"  {finding.kind}: {finding.text}" for finding in done.findings), sep="\n", flush=True)
 
     @property
     def exit_code(self) -> int:
         return 1 if self.bad else 0
 
     def lines(self) -> Iterator[str]:
-        """The table, with a line for each bad round."""
+        """The table."""
         figures = {"rounds": self.rounds, self.unit: self.tasks} | {str(kind): self.kinds[kind] for kind in Kind}
         yield "  ".join(["subcommand".ljust(10), *(name.rjust(8) for name in figures)])
         yield "  ".join([self.name.ljust(10), *(str(number).rjust(8) for number in figures.values())])
         yield from self.notes
-        for done in self.bad:
-            yield f"\n{done.command}"
-            for finding in done.findings:
-                yield f"  {finding.kind}: {finding.text}"
 
     def write(self, path: Path) -> None:
         """Write all of it as JSON."""

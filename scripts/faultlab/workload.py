@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -202,35 +202,43 @@ def drive(plan: Plan, progress: Callable[[], None]) -> dict[str, Any]:
     """Run a plan; what came of each task, what was raised, and what of this process's own is left."""
     tasks = plan.tasks()
     numbers = {id(task): number for number, task in enumerate(tasks)}
-    found: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(tasks))}
     before = open_descriptors()
     raised: BaseException | None = None
     manager: ProcessManager | None = None
     results: list[TaskResult] = []
+    queued: list[int] = []
     try:
         manager = plan.manager()
         with manager:
-            queue(manager, tasks, plan.late)
+            queue(manager, tasks, plan.late, queued)
             for result in _some(manager.as_completed(), plan.leave_after):
                 results.append(result)
                 progress()
     except Exception as error:  # noqa: BLE001 - what comes out is judged by the lab
         raised = error
+    found: dict[int, list[dict[str, Any]]] = {number: [] for number in queued}
     for result in [*results, *(manager.task_results if manager is not None else [])]:
         number = numbers[id(result.task)]
-        found[number].append(judged(plan, number, result))
+        found.setdefault(number, []).append(judged(plan, number, result))
     manager = None
     results.clear()
     return {"tasks": found, "raised": described(raised), "left": left_since(before)}
 
 
-def queue(manager: ProcessManager, tasks: list[Work], late: int) -> None:
-    """Queue all tasks, the last ``late`` of them as an iterable."""
+def queue(manager: ProcessManager, tasks: Sequence[Work], late: int, queued: list[int]) -> None:
+    """Queue all tasks, the last ``late`` of them as an iterable; ``queued`` gets the numbers of what was taken."""
     early = len(tasks) - late
-    for task in tasks[:early]:
+    for number, task in enumerate(tasks[:early]):
         manager.queue_task(task)
+        queued.append(number)
+
+    def drawn() -> Iterator[Work]:
+        for number, task in enumerate(tasks[early:], start=early):
+            queued.append(number)
+            yield task
+
     if late:
-        manager.queue_tasks(iter(tasks[early:]))
+        manager.queue_tasks(drawn())
 
 
 def _some(results: Iterator[TaskResult], most: int) -> Iterator[TaskResult]:
