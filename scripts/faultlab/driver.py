@@ -76,6 +76,7 @@ def run(
     actions: Sequence[Action] = (),
     *,
     longest: float = LONGEST_SECONDS,
+    stalled: float = STALLED_SECONDS,
 ) -> Ended:
     """Run ``drive`` in a fork of this process, under ``actions``.
 
@@ -83,6 +84,7 @@ def run(
         drive: Gets a function to be called after each result; what it returns must be fit for JSON.
         actions: In the order of their moments.
         longest: Seconds after which it is taken for hung though it does not rest.
+        stalled: Seconds after which it is taken for hung as it rests.
     """
     syscalls.be_subreaper()
     report, log = os.memfd_create("report"), os.memfd_create("log")
@@ -93,7 +95,7 @@ def run(
         _be_driver(drive, report, log, writer)
     os.close(writer)
     try:
-        watch = _Watch(pid, reader, actions)
+        watch = _Watch(pid, reader, actions, stalled)
         hung = not watch.until_ended(longest)
         stacks = _stacks(pid) if hung else ""
         if hung:
@@ -135,9 +137,10 @@ def _tell(progress: int) -> None:
 class _Watch:
     """Waits for a driver, and does to it what is to be done."""
 
-    def __init__(self, pid: int, progress: int, actions: Sequence[Action]) -> None:
+    def __init__(self, pid: int, progress: int, actions: Sequence[Action], stalled: float) -> None:
         self._pid = pid
         self._progress = progress
+        self._stalled = stalled
         self._came = 0
         self._reached = time.monotonic()
         self._actions = list(actions)
@@ -190,7 +193,7 @@ class _Watch:
         now = time.monotonic()
         if self._actions and self._came >= self._actions[0].progress:
             self._active = now
-        if now - self._active < STALLED_SECONDS:
+        if now - self._active < self._stalled:
             return False
         pids = [self._pid, *process_tree.descendants(self._pid)]
         ticks = process_tree.cpu_ticks(pids)
