@@ -15,6 +15,7 @@ from faultlab.tally import Tally
 SUBCOMMANDS = {
     "inject": "each system call of each role fails, with each errno, once and lasting",
     "soak": "many tasks of all sorts in one block; memory and descriptors stay flat (a round: 500 tasks)",
+    "fuzz": "readers of what others wrote, by inputs that are nearly right (a round: a batch for one reader)",
     "states": "random uses of the manager, against a model (a round: one sequence of uses)",
     "interrupt": "Ctrl-C, or a signal handler that raises, at any bytecode of the caller",
     "kill": "signals to each process and each pair, at random moments",
