@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "inject": "each system call of each role fails, with each errno, once and lasting",
     "soak": "many tasks of all sorts in one block; memory and descriptors stay flat (a round: 500 tasks)",
     "fuzz": "readers of what others wrote, by inputs that are nearly right (a round: a batch for one reader)",
+    "spool": "files through the service while it is killed again and again (a round: 20 files)",
     "states": "random uses of the manager, against a model (a round: one sequence of uses)",
     "interrupt": "Ctrl-C, or a signal handler that raises, at any bytecode of the caller",
     "kill": "signals to each process and each pair, at random moments",

@@ -102,7 +102,7 @@ def run(
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         watch.undo()
-        left = () if hung else _wait_for_children()
+        left = () if hung else wait_for_children()
         clear_up()
         text = os.pread(report, 1 << 26, 0)
         said = os.pread(log, 1 << 20, 0).decode(errors="replace").replace(OUTPUT_LINE, "")
@@ -215,7 +215,7 @@ def _stacks(pid: int) -> str:
     return f"\nhung:\n{lines}\n"
 
 
-def _wait_for_children() -> tuple[str, ...]:
+def wait_for_children() -> tuple[str, ...]:
     """Wait until nothing descends from this process any more; what is left after a while, in words."""
     give_up_at = time.monotonic() + LEAVING_SECONDS
     while pids := _reap():

@@ -43,7 +43,7 @@ def _findings(reader: Reader, ended: driver.Ended, report: Report) -> Iterator[F
     if ended.hung:
         yield Finding(Kind.HUNG, reader.name, ended.log)
     elif report["ran"] != reader.batch:
-        text = f"{reader.name}: {report['ran']} of {reader.batch} inputs were read; the reader ended with {ended.exit_code}"
+        text = f"{reader.name}: {report['ran']} of {reader.batch} inputs were read; ended with {ended.exit_code}"
         yield Finding(Kind.WRONG, text, ended.log)
     for text, stack in report["failures"]:
         yield Finding(Kind.WRONG, f"{reader.name}: {text}", stack)
@@ -66,7 +66,9 @@ def _drive(reader: Reader, seed: int, progress: Callable[[], None]) -> Report:
                 pass
             except Exception as error:  # noqa: BLE001 - what is not documented is a finding
                 if len(failures) < _MOST_FAILURES:
-                    failures.append((f"{type(error).__name__}: {str(error)[:120]} for {made!r:.300}", traceback.format_exc()))
+                    failures.append(
+                        (f"{type(error).__name__}: {str(error)[:120]} for {made!r:.300}", traceback.format_exc())
+                    )
             if ran % 1000 == 0:
                 progress()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -1,8 +1,8 @@
 """Lets the n-th system call of a kind, of one role, fail: the module that is patched into the processes of a run.
 
 A run's processes are forks of the caller, so what is patched there before it begins is patched in all of them. A clean
-interpreter ("forkserver") imports this module as one of those to preload. A process knows its role by its place: whoever
-finds that its pid is not that of the process in which it was last asked is a fork of it, and plays the next role.
+interpreter ("forkserver") imports this module as one of those to preload. A process knows its role by its place:
+one whose pid is not the one that it had when it last looked is a fork, and plays the next role.
 
 Only calls that the package makes count, itself or through the standard library; not those of a task.
 """
@@ -170,7 +170,9 @@ def counts(folder: str) -> tuple[int, dict[tuple[Role, str], int]]:
     """How many calls failed, and how many of each kind each role made."""
     with open(f"{folder}/counters", "rb") as file:
         numbers = [number for (number,) in _NUMBER.iter_unpack(file.read())]
-    found = {(role, call): numbers[1 + i * len(_CALLS) + j] for i, role in enumerate(ROLES) for j, call in enumerate(_CALLS)}
+    found = {
+        (role, call): numbers[1 + i * len(_CALLS) + j] for i, role in enumerate(ROLES) for j, call in enumerate(_CALLS)
+    }
     return numbers[_FIRED], {key: number for key, number in found.items() if number}
 
 

@@ -60,11 +60,10 @@ class Point:
 def run(options: Options) -> Tally:
     """All points, or as many as were asked for, in an order that comes from the seed."""
     tally = Tally("inject")
-    methods: list[StartMethod] = [options.start_method] if options.start_method else ["fork", "forkserver"]
     if options.point:
-        tally.add(one_round(options, methods[0], Point.parse(options.point)))
+        tally.add(one_round(options, options.methods()[0], Point.parse(options.point)))
         return tally
-    points = [(method, point) for method in methods for point in _points(options, method)]
+    points = [(method, point) for method in options.methods() for point in _points(options, method)]
     tally.notes.append(f"{len(points)} points are reachable")
     random.Random(options.seed).shuffle(points)
     for method, point in points[: options.rounds]:

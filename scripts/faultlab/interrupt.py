@@ -7,6 +7,7 @@ where signals are held back for a moment, it comes when they are let through aga
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from gwsandbox import ProcessManager, TaskResult
 
 _MOST_TASKS = 8
 _PHASES = ("make", "queue", "process", "leave")
+_IMPORTED_LATE = ("cloudpickle", "subprocess")  # by the package, whose bytecodes are not to be spent on that
 _SECOND_AFTER = 0.004  # seconds
 _LATER = 0.0002
 
@@ -88,7 +90,7 @@ class _Tracer:
 
 
 def _is_pickling(frame: FrameType | None) -> bool:
-    """Whether a task is pickled: any exception there is taken for a sign that it cannot be, or has to go another way."""
+    """Whether a task is pickled: any exception is taken there for a sign that it has to go another way."""
     while frame is not None:
         if frame.f_code.co_name == "pack_task" or frame.f_globals.get("__name__", "").startswith("cloudpickle"):
             return True
@@ -196,9 +198,8 @@ def _ring(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as ev
 
 def run(options: Options) -> Tally:
     """All rounds."""
-    import cloudpickle  # noqa: F401 - so that no round spends its bytecodes on the import
-    import subprocess  # noqa: F401 - likewise
-
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
     tally = Tally("interrupt")
     for seed in options.seeds():
         tally.add(one_round(options, seed))
@@ -256,7 +257,7 @@ def _findings(plan: Plan, interrupt: Interrupt, ended: Ended) -> Iterator[Findin
 
 def _judge_tasks(report: Report, what: str, log: str) -> Iterator[Finding]:
     lost = [f"{number} ({len(results)})" for number, results in report["tasks"].items() if len(results) != 1]
-    if lost and "make" != _phase(report):
+    if lost and _phase(report) != "make":
         yield Finding(Kind.LOST, f"tasks (results): {', '.join(lost)} after {what}", log)
     may_be_cancelled = report["raised"] is not None
     wrong: dict[str, list[str]] = {}

@@ -33,6 +33,10 @@ class Options:
     point: str | None = None
     began: float = field(default_factory=time.monotonic)
 
+    def methods(self) -> tuple[StartMethod, ...]:
+        """The start methods that were asked for."""
+        return (self.start_method,) if self.start_method else ("fork", "forkserver")
+
     def seeds(self) -> Iterator[int]:
         """The seed of each round."""
         seed = self.seed

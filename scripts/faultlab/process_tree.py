@@ -100,7 +100,9 @@ def describe(pid: int) -> str:
     words = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip()[:80]
     place = _read(f"/proc/{pid}/wchan").decode()
     number = _read(f"/proc/{pid}/syscall").split(b" ")[0].decode().strip()
-    return f"{pid} (parent {_parent(pid)}, state {state(pid) or 'gone'}, in {place or '?'}, call {number or '?'}): {words}"
+    return (
+        f"{pid} (parent {_parent(pid)}, state {state(pid) or 'gone'}, in {place or '?'}, call {number or '?'}): {words}"
+    )
 
 
 def _parent(pid: int) -> int:

@@ -21,6 +21,7 @@ import typer
 from faultlab.mutate import mutated
 from gwsandbox.backends.cgroup import files
 from gwsandbox.cli import app
+from gwsandbox.cli.map.inputs import Input
 from gwsandbox.cli.map.progress_file import Ledger
 from gwsandbox.cli.messages import Failure
 from gwsandbox.ipc import channel, record
@@ -76,7 +77,27 @@ def _text_of(samples: Sequence[bytes]) -> Callable[[random.Random], str]:
 _SIZES = (b"512MiB", b"2G", b"1048576", b"1.5 GiB", b"0", b"8k", b"1e3", b"\xd9\xa1\xd9\xa2M", b"1_000")
 _DURATIONS = (b"5s", b"500ms", b"2m", b"1h", b"1.5", b"1h30m", b"0", b".5s", b"1e9s")
 _FIELDS = ("memory", "swap", "wall_seconds", "cpu_seconds", "cpus", "pids", "open_files", "file_size", "output")
-_VALUES = (0, 1, -1, 2**40, 2**63, 2**70, 10**400, 0.5, 1e308, math.inf, math.nan, True, None, "", b"", [], (), {}, 1j)
+_VALUES: tuple[object, ...] = (
+    0,
+    1,
+    -1,
+    2**40,
+    2**63,
+    2**70,
+    10**400,
+    0.5,
+    1e308,
+    math.inf,
+    math.nan,
+    True,
+    None,
+    "",
+    b"",
+    [],
+    (),
+    {},
+    1j,
+)
 
 
 def _read_size(text: str, _: str) -> None:
@@ -118,9 +139,11 @@ def _ignore(value: object) -> None:
 
 def _packets() -> list[bytes]:
     """Some of each kind that travels between the caller and its supervisor."""
-    orders = [Order(number, Limits(memory="1GiB"), pickle.dumps((len, (b"x" * 10,), {}))) for number in range(1, 4)]
-    reports = [Report(1, Outcome.SUCCEEDED, "", Delivery.VALUE, 0, payload=b"x" * 100), Report(2, Outcome.FAILED, "why")]
-    return [channel.pack(message, deque()).data for message in (orders, *reports)]
+    works = [pickle.dumps((len, (b"x" * size,), {})) for size in (1, 10, 100)]
+    orders = [Order(number, Limits(memory="1GiB"), work) for number, work in enumerate(works, start=1)]
+    value = Report(1, Outcome.SUCCEEDED, "", Delivery.VALUE, 0, payload=b"x" * 100)
+    messages: list[channel.Message] = [orders, value, Report(2, Outcome.FAILED, "why")]
+    return [channel.pack(message, deque()).data for message in messages]
 
 
 _PACKETS = _packets()
@@ -176,9 +199,10 @@ def _read_record(data: bytes, _: str) -> None:
 # --- files and arguments that users write ----------------------------------------------------------------
 
 _CONFIG = (
-    b'spool = "FOLDER"\nworkers = 2\nretry_delay_seconds = 0\nbackend = "rlimit"\n\n[worker]\n'
-    b'command = ["/bin/cp", "{input}", "{output}"]\n\n[limits]\nmemory = "512MiB"\nwall_seconds = "5s"\n',
+    b'spool = "FOLDER"\nworkers = 2\nretry_delay_seconds = 0\nbackend = "rlimit"\n\n[worker]\ncommand = ["/bin/cp"]\n',
+    b'spool = "FOLDER"\n[worker]\ncommand = ["cp", "{input}", "{output}"]\n[limits]\nmemory = "512MiB"\n',
     b'spool = "FOLDER"\n[worker]\nfunction = "module:function"\npath = ["FOLDER"]\n[metrics]\nport = 9000\n',
+    b"x = " + b"[" * 5000 + b"]" * 5000,
 )
 
 
@@ -192,6 +216,8 @@ def _read_config(text: bytes, place: str) -> None:
 _ROWS = (
     b'{"input": "/a", "output": null, "input_size": 0, "input_mtime_ns": 1, "outcome": "SUCCEEDED"}\n',
     b'{"input": "/b", "output": "/c", "input_size": 3, "input_mtime_ns": 2, "outcome": "FAILED", "detail": "x"}\n',
+    b'{"input": ["/d"], "output": 1, "input_size": "3", "input_mtime_ns": null, "outcome": []}\n',
+    b"[" * 60_000 + b"\n",
 )
 
 
@@ -200,20 +226,63 @@ def _read_report(data: bytes, place: str) -> None:
     with open(path, "wb") as file:
         file.write(data)
     with Ledger(path, fresh=False) as found:
+        for row in found.rows.values():
+            row.is_of(Input("/a", "a", 0, 1), None)
         found.begin()
 
 
 _WORDS = (
-    *("run", "map", "serve", "doctor", "clean", "report", "spool", "--", "-", "--memory", "--timeout", "--cpus", "--pids"),
-    *("--report", "--workers", "--backend", "--command", "--output-dir", "--file-size", "--output-limit", "--help", "-h"),
-    *("rlimit", "auto", "512MiB", "5s", "0.5", "-1", "", "a:b", "{input}", "/nowhere", "\udcff", "--memory=1", "--nope"),
+    *(
+        "run",
+        "map",
+        "serve",
+        "doctor",
+        "clean",
+        "report",
+        "spool",
+        "--",
+        "-",
+        "--memory",
+        "--timeout",
+        "--cpus",
+        "--pids",
+    ),
+    *(
+        "--report",
+        "--workers",
+        "--backend",
+        "--command",
+        "--output-dir",
+        "--file-size",
+        "--output-limit",
+        "--help",
+        "-h",
+    ),
+    *(
+        "rlimit",
+        "auto",
+        "512MiB",
+        "5s",
+        "0.5",
+        "-1",
+        "",
+        "a:b",
+        "{input}",
+        "/nowhere",
+        "\udcff",
+        "--memory=1",
+        "--nope",
+    ),
 )
 _USAGE_ERROR = typer.BadParameter.__mro__[2]  # of Typer's own copy of Click, or of Click
 
 
 def _make_arguments(rng: random.Random) -> list[str]:
     words = [rng.choice(_WORDS[:7]), *rng.choices(_WORDS, k=rng.randint(0, 6))]
-    return [mutated(rng, word.encode(errors="replace")).decode(errors="replace") if rng.random() < 0.1 else word for word in words]
+    return [
+        mutated(rng, word.encode(errors="replace")).decode(errors="replace") if rng.random() < 0.1 else word
+        for word in words
+    ]
 
 
 def _read_arguments(words: list[str], _: str) -> None:

@@ -31,8 +31,8 @@ Sample = Mapping[str, tuple[int, int]]  # resident bytes and descriptors, by rol
 def run(options: Options) -> Tally:
     """All rounds in one block, for each start method."""
     tally = Tally("soak")
-    for method in [options.start_method] if options.start_method else ["fork", "forkserver"]:
-        rounds = math.ceil((options.rounds or 20) / (1 if options.start_method else 2))
+    for method in options.methods():
+        rounds = math.ceil((options.rounds or 20) / len(options.methods()))
         plan = Plan((), workers=2, backend=options.backend, start_method=method)
         words = ["scripts/faults soak --seed", str(options.seed), "--rounds", str(rounds), "--backend", options.backend]
         tasks = rounds * _TASKS_A_ROUND
@@ -124,9 +124,8 @@ _SLACK = 24  # descriptors that two attempts hold, which may run when a sample i
 
 def _compared(samples: Sequence[Mapping[str, Any]]) -> str:
     first, last = samples[len(samples) // 4], samples[-1]
-    parts = [
-        f"{role} {first[role][0] // 1024} to {last[role][0] // 1024} KiB, {first[role][1]} to {last[role][1]} descriptors"
-        for role in first
-        if role in last
-    ]
-    return "; ".join(parts)
+    parts = []
+    for role in first.keys() & last.keys():
+        (memory, descriptors), (memory_late, descriptors_late) = first[role], last[role]
+        parts.append(f"{role} {memory // 1024} to {memory_late // 1024} KiB, {descriptors} to {descriptors_late} open")
+    return "; ".join(sorted(parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import signal
@@ -56,14 +57,17 @@ class Uses(stateful.RuleBasedStateMachine):
 
     # --- uses -----------------------------------------------------------------------------------
 
+    @stateful.precondition(lambda self: not self.is_over)
     @stateful.rule(name=strategies.sampled_from(_SORTS))
     def queue_task(self, name: str) -> None:
         self.manager.queue_task(self._task(name))
 
+    @stateful.precondition(lambda self: not self.is_over)
     @stateful.rule(names=strategies.lists(strategies.sampled_from(_SORTS), max_size=5), breaks=strategies.booleans())
     def queue_tasks(self, names: list[str], breaks: bool) -> None:  # noqa: FBT001 - Hypothesis names it
         self.manager.queue_tasks(self._drawn(names, breaks=breaks))
 
+    @stateful.precondition(lambda self: not self.is_over)
     @stateful.rule(most=strategies.integers(min_value=0, max_value=6))
     def take_some(self, most: int) -> None:
         try:
@@ -74,14 +78,14 @@ class Uses(stateful.RuleBasedStateMachine):
         except Broken:
             return
 
+    @stateful.precondition(lambda self: not self.is_over)
     @stateful.rule()
     def start_tasks(self) -> None:
-        try:
+        with contextlib.suppress(Broken):
             self.manager.start_tasks()
-        except Broken:
-            pass
         self._harvest()
 
+    @stateful.precondition(lambda self: not self.is_over)
     @stateful.rule()
     def cancel(self) -> None:
         self.may_be_cancelled |= set(range(len(self.sorts))) - self.results.keys()
@@ -94,10 +98,9 @@ class Uses(stateful.RuleBasedStateMachine):
             other.queue_task(Task(nap, (number,)))
         assert [result.result for result in other.task_results] == [number]
 
+    @stateful.precondition(lambda self: not self.is_over)
     @stateful.rule(is_raised=strategies.booleans())
     def leave(self, is_raised: bool) -> None:  # noqa: FBT001 - Hypothesis names it
-        if self.is_over:
-            return
         self._leave(Broken() if is_raised else None)
 
     # --- the model ------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class Uses(stateful.RuleBasedStateMachine):
 def run(options: Options) -> Tally:
     """Each round is one sequence of uses; Hypothesis shrinks one that goes wrong."""
     tally = Tally("states", unit="uses")
-    for method in [options.start_method] if options.start_method else ["fork", "forkserver"]:
+    for method in options.methods():
         plan = Plan((), backend=options.backend, start_method=method)
         rounds = options.rounds or 100
         ended = driver.run(functools.partial(_drive, plan, options.seed, rounds), longest=float("inf"))
@@ -194,7 +197,7 @@ def _drive(plan: Plan, seed: int, rounds: int, progress: Callable[[], None]) -> 
             counted["uses"] += 1
             signal.alarm(_HANGS_AFTER)
             progress()
-            super().check_invariants(*args, **options)  # type: ignore[no-untyped-call]
+            super().check_invariants(*args, **options)
 
     Counted.plan = plan
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -68,7 +68,9 @@ class Tally:
         self.kinds.update(finding.kind for finding in done.findings)
         if done.findings:
             self.bad.append(done)
-            print(done.command, *(f"  {finding.kind}: {finding.text}" for finding in done.findings), sep="\n", flush=True)
+            print(
+                done.command, *(f"  {finding.kind}: {finding.text}" for finding in done.findings), sep="\n", flush=True
+            )
 
     @property
     def exit_code(self) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from gwsandbox.model.errors import SandboxError
 BackendName = Literal["rlimit", "cgroup"]
 StartMethod = Literal["fork", "forkserver"]
 Work = Task | Command
+_METHODS: tuple[StartMethod, ...] = ("fork", "forkserver")
 
 DAEMON_SECONDS = "98765"
 """What a daemon of the workload sleeps, by which it is known."""
@@ -68,12 +70,12 @@ def forking(number: int) -> int:
 
 
 def for_ever(number: int) -> int:
-    while True:
-        time.sleep(number + 1000)
+    time.sleep(number + 100_000)
+    return number
 
 
 def aborting(number: int) -> int:
-    os.abort()
+    os.kill(os.getpid(), signal.SIGABRT)
     return number
 
 
@@ -155,15 +157,13 @@ class Plan:
         return [SORTS[name].make(number) for number, name in enumerate(self.sorts)]
 
     def manager(self) -> ProcessManager:
-        return ProcessManager(
-            self.workers, backend=self.backend, start_method=self.start_method, preload=self.preload
-        )
+        return ProcessManager(self.workers, backend=self.backend, start_method=self.start_method, preload=self.preload)
 
 
 def random_plan(rng: random.Random, *, backend: BackendName, start_method: StartMethod | None, most: int) -> Plan:
     """A plan of up to ``most`` tasks."""
     size = rng.randint(2, most)
-    chosen: StartMethod = start_method or rng.choice(["fork", "forkserver"])
+    chosen = rng.choice(_METHODS) if start_method is None else start_method
     return Plan(
         tuple(rng.choices(list(SORTS), k=size)),
         workers=rng.randint(1, 4),
