@@ -1,0 +1,65 @@
+"""The command line of scripts/faults."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from faultlab.options import Options
+from faultlab.tally import Tally
+
+SUBCOMMANDS = {
+    "inject": "each system call of each role fails, with each errno, once and lasting",
+    "soak": "many tasks of all sorts in one block; memory and descriptors stay flat (a round: 500 tasks)",
+    "fuzz": "readers of what others wrote, by inputs that are nearly right (a round: a batch for one reader)",
+    "spool": "files through the service while it is killed again and again (a round: 20 files)",
+    "states": "random uses of the manager, against a model (a round: one sequence of uses)",
+    "interrupt": "Ctrl-C, or a signal handler that raises, at any bytecode of the caller",
+    "kill": "signals to each process and each pair, at random moments",
+}
+
+
+class _Subcommand(Protocol):
+    def run(self, options: Options) -> Tally: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; 1 where a round went wrong."""
+    asked = _parse(arguments)
+    rounds = asked.rounds if asked.rounds or asked.seconds else 100
+    options = Options(
+        seed=random.randrange(10**9) if asked.seed is None else asked.seed,
+        rounds=rounds,
+        seconds=asked.seconds,
+        backend=asked.backend,
+        start_method=asked.start_method,
+        json=asked.json,
+        point=getattr(asked, "point", None),
+    )
+    print(f"seed {options.seed}", flush=True)
+    subcommand = cast("_Subcommand", importlib.import_module(f"faultlab.{asked.subcommand}"))
+    tally = subcommand.run(options)
+    print("\n".join(tally.lines()))
+    if options.json:
+        tally.write(options.json)
+    return tally.exit_code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/faults", description=__doc__)
+    subparsers = parser.add_subparsers(dest="subcommand", required=True)
+    for name, text in SUBCOMMANDS.items():
+        one = subparsers.add_parser(name, help=text, description=text)
+        one.add_argument("--seed", type=int, metavar="N", help="of the first round (default: a random one)")
+        one.add_argument("--rounds", type=int, metavar="N", help="how many (default: 100)")
+        one.add_argument("--seconds", type=float, metavar="S", help="begin no further round after so many")
+        one.add_argument("--backend", choices=("rlimit", "cgroup"), default="rlimit")
+        one.add_argument("--start-method", choices=("fork", "forkserver"), help="(default: both)")
+        one.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+        if name == "inject":
+            one.add_argument("--point", metavar="ROLE:CALL:N:ERRNO:MANNER", help="the one fault to inject")
+    return parser.parse_args(arguments)

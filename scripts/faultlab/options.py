@@ -1,0 +1,55 @@
+"""What all subcommands are asked with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faultlab.workload import BackendName, StartMethod
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of one subcommand.
+
+    Args:
+        seed: Of the first round; each further round has the next one.
+        rounds: How many rounds; ``None``: as many as ``seconds`` allow.
+        seconds: When to begin no further round; ``None``: never.
+        backend: How limits are held.
+        start_method: ``None``: both.
+        json: Where to write the figures.
+        point: For "inject": the one fault to inject.
+    """
+
+    seed: int
+    rounds: int | None = None
+    seconds: float | None = None
+    backend: BackendName = "rlimit"
+    start_method: StartMethod | None = None
+    json: Path | None = None
+    point: str | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def methods(self) -> tuple[StartMethod, ...]:
+        """The start methods that were asked for."""
+        return (self.start_method,) if self.start_method else ("fork", "forkserver")
+
+    def seeds(self) -> Iterator[int]:
+        """The seed of each round."""
+        seed = self.seed
+        while (self.rounds is None or seed < self.seed + self.rounds) and not self.is_over():
+            yield seed
+            seed += 1
+
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return self.seconds is not None and time.monotonic() - self.began >= self.seconds
+
+    def repeat(self, subcommand: str, seed: int, *further: str) -> str:
+        """The command that repeats one round."""
+        method = ["--start-method", self.start_method] if self.start_method else []
+        words = ["scripts/faults", subcommand, "--seed", str(seed), "--rounds", "1", "--backend", self.backend]
+        return " ".join([*words, *method, *further])
