@@ -258,7 +258,11 @@ class ProcessManager:
             if error is None and (self._session is not None or self._queue or self._ready):
                 self.start_tasks()
         finally:
-            self._abort()
+            try:
+                self._abort()
+            except BaseException:
+                self._abort()  # a second Ctrl-C came as early as it can
+                raise
 
     def _abort(self) -> None:
         """Cancel what is not finished, and wait until nothing is left of it; once more where that is interrupted."""

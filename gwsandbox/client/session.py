@@ -35,7 +35,7 @@ from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
 from gwsandbox.ipc.channel import LOST, Confined, Ended, Order, Packet, Report, Sent, Started
 from gwsandbox.linux import unpatched
-from gwsandbox.linux.errnos import errno_of, is_not_now
+from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
@@ -105,6 +105,7 @@ class Session:
         self._epoll: select.epoll | None = None
         self._packets: deque[_RawPacket] = deque()
         self._made: TaskResult | None = None
+        self._patience, self._send_patience = Patience(), Patience()
         self._failure: SandboxError | None = None
         self._group: str | None = None
         self._held: Mapping[str, str] | None = None
@@ -133,7 +134,8 @@ class Session:
             remedy = "see ulimit -u (processes) and ulimit -n (descriptors)"
             raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
         if self._options.start_method != "fork":
-            self._send(clean_interpreter.preparation(self._options, self._backend))
+            with contextlib.suppress(BrokenPipeError):  # it is dead already, which is said below or by the first task
+                self._send(clean_interpreter.preparation(self._options, self._backend))
         if self._options.preload or self._backend.may_refuse or self._options.hardening.require:
             self._await_start()
         self.started = True
@@ -270,12 +272,14 @@ class Session:
         """
         while (sent := channel.send(self._ends[0], packet)) is not Sent.DONE:
             if sent is Sent.LATER:
+                self._send_patience.bear(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
                 time.sleep(_LATER_SECONDS)
                 self._receive(0)
             else:
                 self._await_room()
             if self.lost:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        self._send_patience.renew()
 
     def _await_room(self) -> None:
         """Wait until the socket can be written, or there is something to receive: it may be that which makes room."""
@@ -329,9 +333,22 @@ class Session:
     def _take_packet(self) -> None:
         try:
             _store(self._packets, self._ends[0].recvmsg, channel.PACKET, channel.ANCILLARY, channel.RECEIVE_FLAGS)
+            self._patience.renew()
+        except BlockingIOError:
+            return
         except OSError as error:
-            if not is_not_now(error):
-                self._packets.append((b"", [], 0, None))
+            self._bear(error)
+
+    def _bear(self, error: OSError) -> None:
+        """The kernel cannot give a packet now; or the supervisor is gone, or is as good as gone."""
+        try:
+            self._patience.bear(error)
+        except OSError:
+            if is_not_now(error):
+                self._failure = SandboxError("receive results", errno=error.errno or 0, remedy="free memory")
+            self._packets.append((b"", [], 0, None))
+        else:
+            time.sleep(_LATER_SECONDS)
 
     def _note_deaths(self, ready: set[int]) -> None:
         """The reaper or the supervisor is dead.
@@ -518,7 +535,7 @@ def _standard_descriptors_open() -> Iterator[None]:
         while not plugs or plugs[-1] <= 2:
             _store(plugs, os.open, os.devnull, os.O_RDWR)
             os.set_inheritable(plugs[-1], plugs[-1] <= 2)
-        os.close(plugs.pop())
+        deque(map(os.close, starmap(plugs.pop, ((),))), maxlen=0)
         yield
     finally:
         _close_all(plugs)

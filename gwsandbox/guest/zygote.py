@@ -19,9 +19,10 @@ import pickle
 import resource
 import select
 import socket
+import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from gwsandbox.guest import child, random_numbers
 from gwsandbox.guest.confinement import confine_zygote
@@ -41,10 +42,11 @@ from gwsandbox.ipc.birth import (
     pack_held,
 )
 from gwsandbox.linux import syscalls, unpatched
-from gwsandbox.linux.errnos import errno_of
+from gwsandbox.linux.errnos import Patience, errno_of
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
+_LATER_SECONDS = 0.02
 _OOM_SCORE_RAISE = 500  # of 1000: guests go before the user's own service, after whatever asked to be first
 _CLONE3_REFUSED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.E2BIG})
 
@@ -127,7 +129,7 @@ def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command]
     serves_programs = False
     reseed = random_numbers.reseeder()
     while True:
-        size, ancillary, flags, _ = control.recvmsg_into([message], space, socket.MSG_CMSG_CLOEXEC)
+        size, ancillary, flags, _ = _patiently(control.recvmsg_into, [message], space, socket.MSG_CMSG_CLOEXEC)
         if not size:
             return
         rights = ancillary[0][2] if ancillary else b""
@@ -148,11 +150,23 @@ def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command]
             pid = -(errno_of(error) or errno.EIO)
         if pid == 0:
             child.run_guest(setup)
-        control.send(ANSWER.pack(pid))
+        _patiently(control.send, ANSWER.pack(pid))
         for fd in descriptors:
             os.close(fd)
         if size > REQUEST.size:  # no later guest shall find there what this one was given
             message[REQUEST.size : size] = bytes(size - REQUEST.size)
+
+
+def _patiently(function: Callable[..., Any], *args: Any) -> Any:
+    """Call ``function``, and again as long as the kernel says "not now", up to some seconds: nobody waits for us."""
+    patience = None
+    while True:
+        try:
+            return function(*args)
+        except OSError as error:
+            patience = patience or Patience()
+            patience.bear(error)
+            time.sleep(_LATER_SECONDS)
 
 
 def _fork(setup: child.Setup) -> int:

@@ -313,12 +313,15 @@ class Channel:
 
         Raises:
             EOFError: The other end is closed, and everything that it sent was received.
+            OSError: The kernel cannot give it now.
         """
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(PACKET, ANCILLARY, RECEIVE_FLAGS)
+        except BlockingIOError:
+            return None
         except OSError as error:
             if error.errno in NOT_NOW:
-                return None
+                raise
             data = b""
         if not data:
             raise EOFError

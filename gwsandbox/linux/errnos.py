@@ -6,6 +6,7 @@ What is in neither set is "never": to try again changes nothing.
 from __future__ import annotations
 
 import errno
+import time
 
 GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESRCH, errno.ENODEV, errno.ENOENT})
 """The peer, process or cgroup does not exist any more."""
@@ -35,3 +36,26 @@ def errno_of(error: BaseException) -> int:
 def is_not_now(error: BaseException) -> bool:
     """Whether the same call may succeed later."""
     return errno_of(error) in NOT_NOW
+
+
+class Patience:
+    """How long "not now" is borne: what lasts longer than a few seconds does not pass by waiting."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def bear(self, error: OSError | MemoryError) -> None:
+        """The kernel has refused once more.
+
+        Raises:
+            OSError, MemoryError: ``error``, where it is not "not now", or has been for too long.
+        """
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if not is_not_now(error) or now - self._since > self._seconds:
+            raise error
+
+    def renew(self) -> None:
+        """It went well."""
+        self._since = None

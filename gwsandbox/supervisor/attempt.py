@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from gwsandbox.backends.base import Counters, Sandbox
 from gwsandbox.ipc import record
 from gwsandbox.ipc.channel import Order, Report
-from gwsandbox.linux.errnos import errno_of
+from gwsandbox.linux.errnos import Patience, errno_of
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.verdict import Delivery, Evidence, Reason, explain, judge
@@ -39,6 +39,7 @@ class Attempt:
         requested: The limits that were asked for, by name.
         sending: Descriptors that are needed until the zygote has been asked for the guest.
         ended_at: Monotonic moment of the first kill, in seconds.
+        patience: With looks at the guest that the kernel refuses.
     """
 
     order: Order
@@ -56,6 +57,7 @@ class Attempt:
     deadline: float | None = None
     next_check: float | None = None
     ended_at: float | None = None
+    patience: Patience = field(default_factory=Patience)
     reason: Reason | None = None
     dead: bool = False
     steps: Steps = field(init=False)

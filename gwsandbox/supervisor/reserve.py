@@ -8,10 +8,11 @@ import resource
 from collections.abc import Callable
 from typing import TypeVar
 
-from gwsandbox.linux.errnos import errno_of
+from gwsandbox.linux.errnos import errno_of, is_not_now
 
 T = TypeVar("T")
 
+_TRIES = 3
 _KEPT_BACK = 16  # descriptors; where the hard limit is low, an eighth of it
 
 
@@ -42,13 +43,16 @@ class Reserve:
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, hard))
 
     def use(self, function: Callable[[], T]) -> T:
-        """Call ``function``; and once more with the reserve where it finds no descriptor."""
-        try:
-            return function()
-        except Exception as error:
-            if errno_of(error) != errno.EMFILE:
-                raise
-        return self.use_at_once(function)
+        """Call ``function``, which can be called again; and again where the kernel says "not now", with the reserve."""
+        for _ in range(_TRIES - 1):
+            try:
+                return function()
+            except Exception as error:
+                if not is_not_now(error):
+                    raise
+                if errno_of(error) == errno.EMFILE:
+                    return self.use_at_once(function)
+        return function()
 
     def use_at_once(self, function: Callable[[], T]) -> T:
         """Call ``function`` with the reserve: for what cannot be tried twice."""

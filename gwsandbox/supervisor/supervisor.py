@@ -52,6 +52,7 @@ raise the zygote's OOM score                     nothing; it is optional
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import resource
@@ -63,7 +64,7 @@ from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
 from gwsandbox.ipc.channel import LOST, Channel, Confined, Ended, Order, Report, Sent
-from gwsandbox.linux.errnos import is_not_now
+from gwsandbox.linux.errnos import Patience, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
 from gwsandbox.model.options import RunOptions
@@ -113,6 +114,8 @@ class Supervisor:
         self._channel = channel
         self._channel_mask = 0
         self._resend_at: float | None = None
+        self._receive_at: float | None = None
+        self._send_patience, self._receive_patience = Patience(), Patience()
         self._backend = backend
         self._options = options
         self._loop = EventLoop()
@@ -178,7 +181,7 @@ class Supervisor:
         self._channel.close()
 
     def _seconds_to_wait(self) -> float | None:
-        moments = [self._launcher.next_look, self._resend_at]
+        moments = [self._launcher.next_look, self._resend_at, self._receive_at]
         if self._orders:
             moments.append(self._throttle.next_change)
         for attempt in self._attempts.values():
@@ -190,6 +193,8 @@ class Supervisor:
 
     def _check_times(self) -> None:
         now = time.monotonic()
+        if self._receive_at is not None and now >= self._receive_at:
+            self._receive_at = None
         self._launcher.look(now)
         self._throttle.relax(now)
         for attempt in list(self._attempts.values()):
@@ -206,11 +211,11 @@ class Supervisor:
     def _look_at(self, attempt: Attempt, now: float) -> None:
         try:
             check = self._reserve.use(attempt.sandbox.check)
-        except Exception as error:
-            if not is_not_now(error):
-                raise  # a limit that cannot be held any more; the run goes on
+        except (OSError, MemoryError) as error:
+            attempt.patience.bear(error)  # else a limit that cannot be held any more; the run goes on
             attempt.next_check = now + _CHECK_AGAIN_SECONDS
             return
+        attempt.patience.renew()
         attempt.next_check = None if check.after is None else now + check.after
         if check.reason is not None:
             self._end(attempt, check.reason)
@@ -225,8 +230,12 @@ class Supervisor:
         try:
             while self._may_receive() and (orders := self._receive_packet()) is not None:
                 self._orders.extend(orders)
+            self._receive_patience.renew()
         except EOFError:
             self._close_down()
+        except OSError as error:
+            self._receive_patience.bear(error)
+            self._receive_at = time.monotonic() + _LATER_SECONDS
 
     def _receive_packet(self) -> list[Order] | None:
         if self._reserve.descriptors >= _FEW_DESCRIPTORS:
@@ -236,7 +245,7 @@ class Supervisor:
     def _may_receive(self) -> bool:
         held = sum(order.descriptor is not None for order in self._orders)
         most = min(_ORDERS_WITH_DESCRIPTORS, 1 + self._reserve.descriptors // _DESCRIPTORS_PER_ORDER)
-        return not self._closing and held < most
+        return not self._closing and held < most and self._receive_at is None
 
     def _update_channel(self) -> None:
         """Send what is waiting, and be woken for what the socket does not take."""
@@ -247,7 +256,12 @@ class Supervisor:
             except OSError:
                 self._close_down()
                 self._channel.drop()
-        self._resend_at = time.monotonic() + _LATER_SECONDS if sent is Sent.LATER else None
+        if sent is Sent.LATER:
+            self._send_patience.bear(OSError(errno.ENOBUFS, "send report"))
+            self._resend_at = time.monotonic() + _LATER_SECONDS
+        else:
+            self._send_patience.renew()
+            self._resend_at = None
         mask = select.EPOLLIN if self._may_receive() else 0
         if sent is Sent.FULL:
             mask |= select.EPOLLOUT
@@ -366,7 +380,7 @@ class Supervisor:
         attempt.deadline = None if wall is None else attempt.started + wall
         attempt.next_check = None if first is None else attempt.started + first
         if not self._closing:  # else it is about to be killed, and shall have done nothing
-            os.eventfd_write(attempt.start_event, 1)
+            self._reserve.use(functools.partial(os.eventfd_write, attempt.start_event, 1))
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
         if self._closing:
@@ -399,7 +413,7 @@ class Supervisor:
             self._guard(attempt, functools.partial(self._advance, attempt))
 
         attempt.proceed = proceed
-        self._loop.watch(fd, mask, proceed)
+        self._reserve.use(functools.partial(self._loop.watch, fd, mask, proceed))
 
     def _resume_after_births(self) -> None:
         """Go on with attempts that wait until no unknown child of ours can be a guest that was just born."""

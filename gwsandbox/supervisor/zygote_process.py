@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from gwsandbox.guest.zygote import run_zygote
 from gwsandbox.ipc.birth import ANSWER, REQUEST, ROLES, unpack_held
 from gwsandbox.ipc.channel import Packet, Sent, send
+from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
@@ -98,8 +99,12 @@ class ZygoteProcess:
         """
         try:
             data = self._socket.recv(_LONGEST_ANSWER, socket.MSG_DONTWAIT)
-        except OSError:  # there is none, or it is gone, which its pidfd tells
+        except BlockingIOError:
             return None
+        except OSError as error:
+            if is_not_now(error):
+                self.kill()  # or the answer that cannot be read would wake us without end: another takes its place
+            return None  # where it is gone, its pidfd tells
         if len(data) < ANSWER.size:
             return None
         if len(data) > ANSWER.size:

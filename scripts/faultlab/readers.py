@@ -30,7 +30,7 @@ from gwsandbox.model.errors import TransferError
 from gwsandbox.model.limits import Limits, parse_duration, parse_size
 from gwsandbox.model.result import Outcome
 from gwsandbox.model.verdict import Delivery
-from gwsandbox.service.config import config
+from gwsandbox.service.config import reader as config
 
 _CHEAP, _MIDDLE, _DEAR = 50_000, 4_000, 1_000
 
@@ -210,7 +210,7 @@ def _read_config(text: bytes, place: str) -> None:
     path = f"{place}/config.toml"
     with open(path, "wb") as file:
         file.write(text.replace(b"FOLDER", place.encode()))
-    config.read(path)
+    config.read_config(path)
 
 
 _ROWS = (
