@@ -1,4 +1,4 @@
-"""``Limits``: what one task may use. Pure data, and the parsing of "512MiB" and "5s"."""
+"""``Limits``: the limits of one task. Pure data, and the parsing of "512MiB", "1h30m" and "200%"."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from typing import Any
 # ASCII: or \d takes digits of every script, and IGNORECASE the long s and the Kelvin sign for letters.
 _FLAGS = re.IGNORECASE | re.ASCII
 _SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d+)?)\s*([kmgtp]?)(i?)(b?)\s*", _FLAGS)
-_DURATION = re.compile(r"\s*(\d{1,30}(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d|)\s*", _FLAGS)
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER = r"\d{1,30}(?:\.\d+)?"
+_SECONDS = {
+    **dict.fromkeys(("ms", "msec"), 0.001),
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+}
+_DURATION_PART = re.compile(rf"({_NUMBER})\s*({'|'.join(sorted(_SECONDS, key=len, reverse=True))})\s*", _FLAGS)
+_DURATION = re.compile(rf"\s*(?:{_NUMBER}\s*|(?:{_DURATION_PART.pattern})+)", _FLAGS)
+_PERCENTAGE = re.compile(rf"\s*({_NUMBER})\s*%\s*", _FLAGS)
 
+MIB, GIB = 1024**2, 1024**3  # bytes
 LARGEST_SIZE = 2**60  # so that what is added to it is still a size for the kernel, whose type is signed
 _MOST_PIDS = 2**22  # PID_MAX_LIMIT, include/linux/threads.h: pids.max takes no more
 _MOST_FILES = 2**30  # fs.nr_open is at most that
 _MOST_CPUS = 2**16
+MOST_WORKERS = 2**16
 LONGEST_SECONDS = 1e9  # 31 years: more is a mistake of unit
 _SMALLEST_CPU_SHARE = 0.01  # cpu.max takes no quota below 1 ms, of a period of 100 ms
 
@@ -43,28 +54,58 @@ def parse_size(text: str, name: str = "size") -> int:
 
 
 def parse_duration(text: str, name: str = "duration") -> float:
-    """Seconds that a text like ``"5s"``, ``"500ms"``, ``"2m"`` or ``"1.5"`` means, as for timeout(1).
+    """Seconds that a text like ``"5s"``, ``"500ms"``, ``"1h30m"`` or ``"1.5"`` means.
+
+    A bare number is seconds. Units are those of timeout(1) and of systemd.time(7): ``ms s m h d``, and their names.
 
     Raises:
         ValueError: The text is not a duration; the message names ``name``.
     """
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{name}: {text[:60]!r} is not a duration; write for example 5s, 500ms, 2m or 1h")
-    return float(match[1]) * _SECONDS[match[2].lower()]
+    if _DURATION.fullmatch(text) is None:
+        raise ValueError(f"{name}: {text[:60]!r} is not a duration; write for example 5s, 500ms, 2m or 1h30m")
+    parts = _DURATION_PART.findall(text)
+    return sum(float(number) * _SECONDS[unit.lower()] for number, unit in parts) if parts else float(text)
+
+
+def parse_share(text: str, name: str = "share") -> float:
+    """The share of CPUs that a text like ``"0.5"`` or ``"200%"`` means: 0.5 and 2.0.
+
+    Raises:
+        ValueError: The text is no share; the message names ``name``.
+    """
+    if match := _PERCENTAGE.fullmatch(text):
+        return float(match[1]) / 100
+    try:
+        return float(text)
+    except ValueError:
+        example = "write for example 0.5 or 50%"
+        raise ValueError(f"{name}: {text[:60]!r} is not a share of CPUs; {example}") from None
 
 
 def check_number(value: object, name: str) -> float:
-    """``value`` as a finite number that is not negative.
+    """``value`` as a finite number that is not negative: an ``int`` or ``float``, whatever number it was before.
 
     Raises:
         TypeError: It is not a number. ValueError: It is negative, NaN or infinite. Both name ``name``.
     """
+    if type(value) is not int and type(value) is not float:
+        value = _plain_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}: {value!r}")
     if not 0 <= value < math.inf:  # false for NaN; and no overflow, as isfinite has for integers past a float
         raise ValueError(f"{name} must be 0 (no limit) or a positive number, not {value!r}")
     return value
+
+
+def _plain_number(value: object) -> object:
+    """A number of NumPy, a fraction and the like as ``int`` or ``float``; anything else as it is."""
+    import numbers  # noqa: PLC0415 - few callers need it
+
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _check_size(value: object, name: str) -> int:
@@ -112,6 +153,8 @@ def _check_seconds(value: object, name: str) -> float:
 
 
 def _check_cpus(value: object, name: str) -> float:
+    if isinstance(value, str) and _PERCENTAGE.fullmatch(value):
+        value = parse_share(value, name)
     number = check_number(value, name)
     if 0 < number < _SMALLEST_CPU_SHARE:
         raise ValueError(f"{name} of {number} is less than the kernel can give ({_SMALLEST_CPU_SHARE})")
@@ -133,16 +176,30 @@ _CHECKS = {
 }
 
 
+OPTIONS = {
+    "memory": "--memory",
+    "swap": "--swap",
+    "wall_seconds": "--timeout",
+    "cpu_seconds": "--cpu-time",
+    "cpus": "--cpus",
+    "pids": "--pids",
+    "open_files": "--open-files",
+    "file_size": "--file-size",
+    "output": "--output-limit",
+}
+"""The options of the command line, by limit."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one task may use. Every field is optional: ``None`` is "not said", 0 is "no limit".
+    """The limits of one task. Every field is optional: ``None`` is "not said", 0 is "no limit".
 
     Args:
         memory: Bytes of memory of the guest and all its descendants, or a text like ``"512MiB"``.
         swap: Bytes of swap beyond that. Not said or 0: none, so that ``memory`` is the whole truth.
-        wall_seconds: Seconds of wall-clock time, or a text like ``"5s"``.
+        wall_seconds: Seconds of wall-clock time, or a text like ``"5s"`` or ``"1h30m"``.
         cpu_seconds: Seconds of CPU time, of all threads and descendants together.
-        cpus: Share of CPUs that may be used at a time; 0.5 is half of one.
+        cpus: Share of CPUs that may be used at a time; 0.5 or ``"50%"`` is half of one.
         pids: Processes and threads alive at a time.
         open_files: Open descriptors of each process (RLIMIT_NOFILE).
         file_size: Bytes of the largest file that may be written (RLIMIT_FSIZE).
@@ -157,7 +214,7 @@ class Limits:
     swap: int | str | None = None
     wall_seconds: float | str | None = None
     cpu_seconds: float | str | None = None
-    cpus: float | None = None
+    cpus: float | str | None = None
     pids: int | None = None
     open_files: int | None = None
     file_size: int | str | None = None

@@ -22,6 +22,7 @@ class RunOptions:
         trusted: Python calls hold the caller's descriptors, and their values are unpickled. Where it is False, guests
             hold no descriptor but the standard three, and only bytes arrive of their values and only the outcome of
             their exceptions.
+        grace_seconds: Seconds between SIGTERM and SIGKILL at the end of a task's wall-clock time; 0 is SIGKILL at once.
         hardening: What a guest may see and do.
         modules: Files and folders of modules that the caller has loaded, where guests may read only some files.
         preload: Modules that a clean interpreter imports once.
@@ -37,6 +38,7 @@ class RunOptions:
     memory_limit_in_gib: float | None = None
     pass_through: bool = False
     trusted: bool = True
+    grace_seconds: float = 0.0
     hardening: Hardening = Hardening.standard()  # noqa: RUF009 - it cannot be changed
     modules: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Any
 
 from gwsandbox.model.errors import RemoteError
 from gwsandbox.model.result import TaskResult
-from gwsandbox.model.task import Command, Task
+from gwsandbox.model.task import words_of
 from gwsandbox.model.text import safe_text, type_name
 
 
@@ -22,13 +22,6 @@ def as_object(result: TaskResult) -> dict[str, Any]:
         part = found[name]
         found[name] = {field.name: _plain(getattr(part, field.name)) for field in fields(part)}
     return found
-
-
-def words_of(task: Task | Command) -> list[str]:
-    """What was run, as a list of words: an argv, or a function's name and its arguments."""
-    if isinstance(task, Command):
-        return list(task.argv)
-    return [getattr(task.func, "__qualname__", repr(task.func)), *map(str, task.args)]
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ class Task:
         limits: Limits of this task; each field that it says overrides the manager's.
 
     Raises:
-        TypeError: ``func`` cannot be called, ``args`` is not iterable, ``kwargs`` not a mapping.
+        TypeError: ``func`` cannot be called; ``args`` is a text, a mapping or not iterable; ``kwargs`` is no mapping.
     """
 
     __slots__ = ("args", "func", "kwargs", "limits")
@@ -42,7 +42,7 @@ class Task:
             if not isinstance(key, str):
                 raise TypeError(f"keyword names must be text, not {type(key).__name__}: {shorten(key)}")
         self.func = func
-        self.args: tuple[Any, ...] = tuple(args or ())
+        self.args = _positional(args)
         self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
         self.limits = check_limits(limits)
 
@@ -64,6 +64,21 @@ class Task:
 
     def __hash__(self) -> int:
         return hash((self.func, self.args, frozenset(self.kwargs.items()), self.limits))
+
+
+def _positional(args: Iterable[Any] | None) -> tuple[Any, ...]:
+    if args is None:
+        return ()
+    if isinstance(args, Mapping):
+        raise TypeError(f"args must be positional arguments, not a mapping; write kwargs={shorten(args)}")
+    if isinstance(args, str | bytes | bytearray):  # an iterable of its characters, which nobody means
+        raise TypeError(f"args must be the arguments, not one {type(args).__name__}; write args=({shorten(args)},)")
+    try:
+        iterator = iter(args)
+    except TypeError:
+        name = type(args).__name__
+        raise TypeError(f"args is not iterable, but of type {name}; write args=({shorten(args)},)") from None
+    return tuple(iterator)
 
 
 class Command:
@@ -146,6 +161,13 @@ def _check_env(env: Mapping[str, str]) -> dict[str, str]:
 def _plain(text: str) -> str:
     """A ``str`` of a class of the caller's own (an enum's member, an element of an array) as what execve would take."""
     return str.__str__(text)
+
+
+def words_of(task: Task | Command) -> list[str]:
+    """What was run, as a list of words: an argv, or a function's name and its arguments."""
+    if isinstance(task, Command):
+        return list(task.argv)
+    return [getattr(task.func, "__qualname__", repr(task.func)), *map(str, task.args)]
 
 
 def check_limits(limits: Limits | None) -> Limits | None:

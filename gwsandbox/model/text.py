@@ -5,8 +5,11 @@ from __future__ import annotations
 from gwsandbox.model.errors import GuestError
 from gwsandbox.model.foreign import ForeignError, call_foreign
 
+INPUT, OUTPUT = "{input}", "{output}"  # the placeholders of a command line that works on files
+
 _SHOWN = 100  # characters of each value in a repr, as existing scripts print them
 _LONGEST_DETAIL = 400
+_STDERR_TAIL = 2000  # bytes
 
 
 def shorten(value: object) -> str:
@@ -44,6 +47,21 @@ def shorten_detail(text: str) -> str:
     return line if len(line) <= _LONGEST_DETAIL else line[:_LONGEST_DETAIL] + "..."
 
 
+def fill_placeholders(word: str, source: str, output: str) -> str:
+    """``word`` with the two paths in place of ``{input}`` and ``{output}``, whatever the paths hold."""
+    return output.join(part.replace(INPUT, source) for part in word.split(OUTPUT))
+
+
+def stderr_tail(stderr: bytes) -> str:
+    """The end of what a program wrote to stderr, where programs say why they failed; safe to print."""
+    return shown(stderr[-_STDERR_TAIL:].decode(errors="replace")).strip()
+
+
+def last_line(text: str) -> str:
+    """The last line of ``text``; empty where there is none."""
+    return text.rstrip().rpartition("\n")[2].strip()
+
+
 def format_size(size: float) -> str:
     """``size`` bytes for people: "200 MiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -63,6 +81,7 @@ def cut(text: str, longest: int) -> str:
 
 
 def type_name(value: object) -> str:
+    """The name of the type of ``value``, with its module where that is not ``builtins``."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 

@@ -68,6 +68,7 @@ class Evidence(NamedTuple):
         oom_kills_local: ``oom_kill`` of ``memory.events.local``: victims in the leaf itself.
         memory_refused: A limit of ours on address space or data may have made an allocation fail.
         cpu_limited: A CPU-time limit was asked for (and so SIGXCPU is ours).
+        asked_to_end: SIGTERM came first: the reason stands whatever exit code the guest chose then.
         file_size_limited: A file-size limit was asked for (and so SIGXFSZ is ours).
         unfinished: What the guest waited for when it was ended after its record was whole; "" where that is unknown.
     """
@@ -82,6 +83,7 @@ class Evidence(NamedTuple):
     memory_refused: bool = False
     cpu_limited: bool = False
     file_size_limited: bool = False
+    asked_to_end: bool = False
     unfinished: str = ""
 
 
@@ -111,7 +113,7 @@ def judge(evidence: Evidence) -> Outcome:
     # Where the kernel killed a descendant only, it may have returned for that.
     if _has_record(evidence) and not (own_oom and ended_itself):
         return _judge_record(evidence)
-    if evidence.reason is not None and not ended_itself:
+    if evidence.reason is not None and (evidence.asked_to_end or not ended_itself):
         return Outcome(evidence.reason.value)
     if own_oom:
         return Outcome.OUT_OF_MEMORY

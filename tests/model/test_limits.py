@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import FrozenInstanceError
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gwsandbox import Limits
-from gwsandbox.model.limits import check_number, parse_duration, parse_size
+from gwsandbox.model.limits import check_number, parse_duration, parse_share, parse_size
 
 SIZES = {
     "0": 0,
@@ -45,6 +47,12 @@ DURATIONS = {
     "1d": 86400.0,
     "3sec": 3.0,
     " 4S ": 4.0,
+    "1h30m": 5400.0,
+    "1H 30Min": 5400.0,
+    "1d 2h 3m 4s 500ms": 93784.5,
+    "1.5h": 5400.0,
+    "2 hours 1minute": 7260.0,
+    "10 seconds": 10.0,
 }
 NOT_SIZES = [
     "",
@@ -65,7 +73,23 @@ NOT_SIZES = [
     "1..5G",
     ".5G",
 ]
-NOT_DURATIONS = ["", "s", "-1s", "+1s", "1e3", "5 5", "5MiB", "1w", "nan", "inf", "5\u017f", "1:30"]
+NOT_DURATIONS = [
+    "",
+    "s",
+    "-1s",
+    "+1s",
+    "1e3",
+    "5 5",
+    "5MiB",
+    "1w",
+    "nan",
+    "inf",
+    "5\u017f",
+    "1:30",
+    "1h30",
+    "30 1h",
+    "h30m",
+]
 
 SIZE_FIELDS = ["memory", "swap", "file_size", "output"]
 COUNT_FIELDS = ["pids", "open_files"]
@@ -81,6 +105,17 @@ def test_sizes(text: str, expected: int) -> None:
 @pytest.mark.parametrize(("text", "expected"), DURATIONS.items())
 def test_durations(text: str, expected: float) -> None:
     assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), {"0.5": 0.5, "2": 2.0, "200%": 2.0, " 12.5 % ": 0.125}.items())
+def test_shares(text: str, expected: float) -> None:
+    assert parse_share(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "%", "half", "1,5", "50%%", "50 percent"])
+def test_what_is_no_share_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^--cpus: .* is not a share of CPUs; write for example 0.5 or 50%"):
+        parse_share(text, "--cpus")
 
 
 @pytest.mark.parametrize("text", NOT_SIZES)
@@ -227,3 +262,15 @@ def test_a_checked_number_is_finite_and_not_negative(value: float) -> None:
         assert 0 <= check_number(value, "it") < math.inf
     except ValueError as error:
         assert str(error).startswith("it ")
+
+
+@pytest.mark.parametrize("name", ALL_FIELDS)
+@pytest.mark.parametrize("make", [np.int64, np.uint8, np.float32, np.float64, Fraction], ids=str)
+def test_numbers_of_other_kinds_become_plain_ones(name: str, make: Any) -> None:
+    value = getattr(Limits(**{name: make(2)}), name)
+    assert value == 2
+    assert type(value) in {int, float}
+
+
+def test_a_share_of_cpus_as_a_percentage() -> None:
+    assert Limits(cpus="150%").requested() == {"cpus": 1.5}

@@ -104,6 +104,11 @@ def test_func_must_be_callable(func: Any) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="not iterable"):
         Task(work, 5)  # type: ignore[arg-type]
+    for text in ("abc", b"abc", bytearray(b"abc"), ""):
+        with pytest.raises(TypeError, match=f"args must be the arguments, not one {type(text).__name__}; write args="):
+            Task(work, text)
+    with pytest.raises(TypeError, match=r"write kwargs=\{'a': 1\}"):
+        Task(work, {"a": 1})
     with pytest.raises(TypeError, match="kwargs must be a mapping, not list"):
         Task(work, (), [1])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="limits must be gwsandbox.Limits or None, not dict"):

@@ -69,6 +69,8 @@ ROWS = [
     row("returned in the deadline's instant", "SUCCEEDED", "", exit_code=0, reason="DEADLINE", delivery="VALUE"),
     row("raised in the deadline's instant", "FAILED", "the function raised", exit_code=1, reason="DEADLINE", delivery="RAISED"),
     row("program ended in the deadline's instant", "SUCCEEDED", "", exit_code=0, reason="DEADLINE", is_command=True),
+    row("SIGTERM at the deadline, program cleaned up", "TIMED_OUT", "2.5 s", exit_code=0, reason="DEADLINE", is_command=True, asked_to_end=True),
+    row("SIGTERM at the deadline, and the function returned", "SUCCEEDED", "", exit_code=0, reason="DEADLINE", delivery="VALUE", asked_to_end=True),
     row("CPU time by our look", "CPU_TIME_EXCEEDED", "CPU-time limit of 3 s used up; raise --cpu-time", exit_code=-9, reason="CPU_TIME"),
     row("CPU time by SIGXCPU", "CPU_TIME_EXCEEDED", "3 s", exit_code=-signal.SIGXCPU, cpu_limited=True),
     row("SIGXCPU that was not ours", "CRASHED", "crashed with SIGXCPU", exit_code=-signal.SIGXCPU),
