@@ -26,7 +26,7 @@ FLOORS = [
     {"guest"},
     {"supervisor"},
     {"client"},
-    {"memory_usage", "manager"},
+    {"memory_usage", "manager", "importer"},
     {"run"},
     {"__init__"},
     {"service"},
@@ -107,6 +107,11 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found - {_dotted(path)}
+
+
+def test_every_folder_is_a_package() -> None:
+    """Else it is in no wheel."""
+    assert {path.parent for path in FILES} == {path.parent for path in FILES if path.name == "__init__.py"}
 
 
 def test_only_the_wrappers_of_system_calls_use_ctypes() -> None:

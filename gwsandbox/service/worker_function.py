@@ -6,18 +6,16 @@ bounded size. The service never unpickles an answer, because the input may have 
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gwsandbox.model.text import one_line, safe_text, shorten, shown, type_name
+from gwsandbox.importer import import_function
+from gwsandbox.model.text import safe_text, shorten, shown, type_name
 
 _LONGEST_TEXT = 4000  # characters
 _function: Callable[..., Any] | None = None
@@ -48,38 +46,13 @@ def load_function(name: str, path: Sequence[str]) -> Callable[..., Any]:
     Raises:
         ValueError: The module cannot be imported, lacks the function, or the function does not take two paths.
     """
-    sys.path[:0] = [folder for folder in path if folder not in sys.path]
-    module, _, attribute = name.partition(":")
-    found = _import(module)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"module {module} has no {attribute}; check the name")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"{name} is a {type(found).__name__}; name a function")  # noqa: TRY004 - of the config
-    _check_signature(found, name)
-    return found  # type: ignore[no-any-return]
-
-
-def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        why = one_line("".join(traceback.format_exception_only(error)))
-        if isinstance(error, ImportError):
-            why += "; set worker.path to the folder it is in, or install it"
-        raise ValueError(f"module {module} cannot be imported: {why}") from error
-
-
-def _check_signature(function: Callable[..., Any], name: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return  # a built-in without a signature
-    try:
-        signature.bind("input", "output")
-    except TypeError as error:
-        raise ValueError(f"{name}{signature} cannot be called with (input, output): {error}") from error
+    return import_function(
+        name,
+        path,
+        ("input", "output"),
+        if_missing="set worker.path to the folder that holds it, or install it",
+        if_unfit="name a function that takes both",
+    )
 
 
 def set_function(function: Callable[..., Any] | None) -> None:

@@ -142,10 +142,16 @@ done = 7
         ('spool = "/x"\n[worker]\ncommand = "none-such {input} {output}"', "3: worker.command: there is no program"),
         ('spool = "/x"\n[worker]\ncommand = []', "3: worker.command: must name a program"),
         ('spool = "/x"\n[worker]\ncommand = 3', "3: worker.command: must be a list"),
-        ('spool = "/x"\n[worker]\nfunction = "none_such:f"', "3: worker.function: module none_such cannot be imported"),
-        ('spool = "/x"\n[worker]\nfunction = "os:none_such"', "3: worker.function: module os has no none_such"),
-        ('spool = "/x"\n[worker]\nfunction = "os:name"', "3: worker.function: os:name is a str"),
-        ('spool = "/x"\n[worker]\nfunction = "os:getpid"', "3: worker.function: os:getpid() cannot be called with"),
+        ('spool = "/x"\n[worker]\nfunction = "none_such:f"', "3: worker.function: there is no module 'none_such' "),
+        ('spool = "/x"\n[worker]\nfunction = "os:none_such"', "3: worker.function: 'os:none_such': os ("),
+        (
+            'spool = "/x"\n[worker]\nfunction = "os:name"',
+            "3: worker.function: 'os:name' cannot be called: it is of type str",
+        ),
+        (
+            'spool = "/x"\n[worker]\nfunction = "os:getpid"',
+            "3: worker.function: 'os:getpid' cannot be called as function(input, output): too",
+        ),
         ('spool = "/x"\nworker = 1', "2: worker must be a table"),
         (f"{GOOD}path = ['/none-such']", "5: worker.path: there is no folder /none-such"),
         (f"{GOOD}output_suffix = 'pdf'", "5: worker.output_suffix: must be a point and"),
@@ -184,8 +190,10 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_module_that_raises_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "broken_module.py").write_text("raise SystemExit('no licence')")
     text = f'spool = "/x"\n[worker]\npath = ["{tmp_path}"]\nfunction = "broken_module:f"'
-    assert "4: worker.function: module broken_module cannot be imported: SystemExit: no licence" in mistakes(
-        tmp_path, text
+    where = f"{tmp_path}/broken_module.py, line 1"
+    assert (
+        f"4: worker.function: module 'broken_module' cannot be imported: {where}: SystemExit: no licence"
+        in mistakes(tmp_path, text)
     )
 
 
