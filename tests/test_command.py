@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -263,3 +264,17 @@ def test_a_program_out_of_memory_without_cgroups() -> None:
     if result.outcome is Outcome.FAILED:
         assert b"MemoryError" in result.result.stderr
     assert "memory" in result.enforcement.degraded
+
+
+def test_a_script_without_a_first_line_is_run_by_sh(backend: BackendName, tmp_path: Path) -> None:
+    """As execvp(3) does; and a file that is no text is refused."""
+    script = tmp_path / "script"
+    script.write_text('echo "ran $1 in $COLOUR"\n')
+    script.chmod(0o755)
+    env = {"PATH": f"/nonexistent:{tmp_path}", "COLOUR": "blue"}
+    for name in (str(script), "script"):
+        assert run_task(backend, Command([name, "x"], env=env)).result.stdout == b"ran x in blue\n"
+    script.write_bytes(b"\x7fELF\0 of another machine")
+    result = run_task(backend, Command([str(script)]))
+    assert isinstance(result.exception, OSError)
+    assert (result.exit_code, result.exception.errno) == (126, errno.ENOEXEC)

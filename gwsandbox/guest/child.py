@@ -371,6 +371,8 @@ def _execute(setup: Setup, argv: tuple[str, ...], cwd: str | None, env: dict[str
             resource.setrlimit(resource.RLIMIT_DATA, (setup.data_limit, setup.data_limit))
         _exec(argv, env)
     except OSError as error:
+        if error.errno == errno.ENOEXEC:
+            _exec_as_script(argv, env)
         # Named as it was given: execvpe names the last folder of PATH that it looked into.
         named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))
         record.write_exception(setup.result, named, Delivery.NOT_EXECUTED)
@@ -387,6 +389,17 @@ def _exec(argv: tuple[str, ...], env: dict[str, str] | None) -> NoReturn:
     if env is None:
         os.execvp(argv[0], argv)
     os.execvpe(argv[0], argv, env)
+
+
+def _exec_as_script(argv: tuple[str, ...], env: dict[str, str] | None) -> None:
+    """As execvp(3) does with a file in no format that the kernel knows: let sh run it, unless it is no text."""
+    for folder in [""] if "/" in argv[0] else os.get_exec_path(env):
+        path = os.path.join(folder, argv[0])
+        if os.access(path, os.X_OK) and os.path.isfile(path):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                if b"\0" not in file.read(256):
+                    os.execve("/bin/sh", ("sh", path, *argv[1:]), os.environ if env is None else env)
+            return
 
 
 def _interpreter(program: str | None) -> str | None:
