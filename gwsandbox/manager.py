@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat, starmap
 from types import TracebackType
 from typing import Literal, Self
@@ -14,16 +14,14 @@ from gwsandbox.backends.choose import choose_backend, degrade
 from gwsandbox.client.session import Session
 from gwsandbox.model.errors import CgroupError, TaskCancelled
 from gwsandbox.model.hardening import Hardening, check_hardening
-from gwsandbox.model.limits import LARGEST_SIZE, LONGEST_SECONDS, Limits, check_count, check_number
+from gwsandbox.model.limits import GIB, LARGEST_SIZE, LONGEST_SECONDS, MOST_WORKERS, Limits, check_count, check_number
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task, check_limits
 from gwsandbox.model.text import shorten
 
-_GIB = 1024**3
 # Orders that a supervisor has beyond its slots, so that a slot that comes free is filled at once.
 _AHEAD_PER_WORKER = 2
-_MOST_WORKERS = 2**16
 
 Work = Task | Command
 
@@ -72,13 +70,15 @@ class ProcessManager:
         start_method: Literal["fork", "forkserver"] = "fork",
         preload: Iterable[str] = (),
         _pass_through: bool = False,
+        _grace_seconds: float = 0.0,
+        _wait: Callable[[int, ProcessManager], None] | None = None,
     ) -> None:
         if start_method not in {"fork", "forkserver"}:
             raise ValueError(f"start_method must be 'fork' or 'forkserver', not {start_method!r}")
         self.max_workers = _workers(max_workers)
-        self.worker_timeout_seconds = worker_timeout_seconds
-        self.memory_limit_in_gib = memory_limit_in_gib
-        self.limits = _limits(limits, worker_timeout_seconds, memory_limit_in_gib)
+        self.worker_timeout_seconds = _plain(worker_timeout_seconds, "worker_timeout_seconds")
+        self.memory_limit_in_gib = _plain(memory_limit_in_gib, "memory_limit_in_gib")
+        self.limits = _limits(limits, self.worker_timeout_seconds, self.memory_limit_in_gib)
         self.hardening = check_hardening(hardening)
         self.start_method = "forkserver" if self.hardening.needs_clean_interpreter else start_method
         self.preload = _module_names(preload, self.start_method)
@@ -92,8 +92,11 @@ class ProcessManager:
         self._session: Session | None = None
         self._numbers = itertools.count(1)
         self._owner = os.getpid()
-        # For ``gwsandbox run``: the program keeps the caller's terminal, session and standard descriptors.
+        # For the command line: the program keeps the caller's terminal, session and standard descriptors; it gets
+        # SIGTERM so many seconds before it is killed; and the command line waits for signals too.
         self._pass_through = _pass_through
+        self._grace_seconds = _grace_seconds
+        self._wait = _wait
 
     # --- queueing -----------------------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class ProcessManager:
             elif self._session is None:
                 return
             elif self._session.unfinished:  # not so where an iterable had nothing (more) to give
-                self._session.await_results()
+                self._session.await_results(self._wait_for)
 
     def start_tasks(self) -> None:
         """Process everything that is queued; ``task_results`` holds the results in order of completion.
@@ -159,6 +162,16 @@ class ProcessManager:
         if self._session is not None:
             self._session.results = self._ready
             self._session.cancel()
+
+    def _wait_for(self, descriptor: int) -> None:
+        """Wait until a result may have come, in the way of the command line where it has one."""
+        if self._wait is not None:
+            self._wait(descriptor, self)
+
+    def _send_signal(self, number: int) -> None:
+        """Send a signal to the tasks that run: see ``ipc.channel.Signal``."""
+        if self._session is not None:
+            self._session.send_signal(number)
 
     def _feed(self) -> None:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
@@ -221,6 +234,7 @@ class ProcessManager:
             timeout_seconds=self.worker_timeout_seconds,
             memory_limit_in_gib=self.memory_limit_in_gib,
             pass_through=self._pass_through,
+            grace_seconds=self._grace_seconds,
             preload=self.preload,
             hardening=self.hardening,
         )
@@ -297,8 +311,8 @@ def _cancelled(task: Work) -> TaskResult:
 
 def _workers(max_workers: int | None) -> int:
     number = check_count(0 if max_workers is None else max_workers, "max_workers")
-    if number > _MOST_WORKERS:
-        raise ValueError(f"max_workers of {number} is more than any machine can run at a time ({_MOST_WORKERS})")
+    if number > MOST_WORKERS:
+        raise ValueError(f"max_workers of {number} is more than any machine can run at a time ({MOST_WORKERS})")
     return number or len(os.sched_getaffinity(0))
 
 
@@ -318,15 +332,19 @@ def _module_names(preload: Iterable[str], start_method: str) -> tuple[str, ...]:
     return names
 
 
+def _plain(number: float | None, name: str) -> float | None:
+    return None if number is None else check_number(number, name)
+
+
 def _limits(limits: Limits | None, timeout: float | None, memory_in_gib: float | None) -> Limits:
     """All limits as one; the two that existing scripts give by position are named in errors as they know them."""
     memory = None
     if memory_in_gib is not None:
-        in_bytes = check_number(memory_in_gib, "memory_limit_in_gib") * _GIB
+        in_bytes = memory_in_gib * GIB
         if 0 < in_bytes < 1 or in_bytes > LARGEST_SIZE:
             raise ValueError(f"memory_limit_in_gib of {memory_in_gib!r} is no size that a machine has")
         memory = int(in_bytes)
-    if timeout is not None and check_number(timeout, "worker_timeout_seconds") > LONGEST_SECONDS:
+    if timeout is not None and timeout > LONGEST_SECONDS:
         raise ValueError(f"worker_timeout_seconds of {timeout!r} is more than 31 years; the unit is seconds")
     return (check_limits(limits) or Limits()).overridden_by(Limits(wall_seconds=timeout, memory=memory))
 

@@ -8,14 +8,14 @@ import os
 import psutil
 
 from gwsandbox.linux import procfs
+from gwsandbox.model.limits import GIB
 
-_GIB = 1024**3
 _V1_NO_LIMIT = 2**62  # version 1 says "no limit" by a number close to the largest
 
 
 def bytes_to_gigibytes(n: float) -> float:
     """``n`` bytes in GiB (1024**3 bytes)."""
-    return n / _GIB
+    return n / GIB
 
 
 def get_available_memory_bytes() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import itertools
 import math
 import os
@@ -12,8 +14,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 from support import MIB, PACE, SLOW, BackendName, Watched, parent, run_all, run_one, run_task, sleep_for_ever, times
 
@@ -27,6 +30,7 @@ from gwsandbox import (
     ProcessManager,
     Task,
     TaskCancelled,
+    TaskResult,
     TransferError,
     run,
 )
@@ -818,3 +822,54 @@ def test_the_cgroup_holds_all_of_it() -> None:
 def test_the_supervisor_is_not_the_parent_of_the_callers_own_children(backend: BackendName) -> None:
     supervisor = run(os.getppid, backend=backend).result
     assert supervisor not in {os.getpid(), parent(os.getpid())}
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numbers: tuple[Any, ...] = np.int64(2), np.int32(60), np.float32(0.5)
+    with ProcessManager(*numbers, backend="rlimit") as manager:
+        manager.queue_task(Task(square, (2,)))
+    (result,) = manager.task_results
+    assert (manager.max_workers, result.timeout_seconds, result.memory_limit_in_gib) == (2, 60, 0.5)
+    assert {type(result.timeout_seconds), type(result.memory_limit_in_gib)} <= {int, float}
+
+
+async def add(one: int, two: int = 2) -> int:
+    await asyncio.sleep(0)
+    return one + two
+
+
+class Adder:
+    async def __call__(self, one: int) -> int:
+        return await add(one)
+
+    async def method(self, one: int) -> int:
+        return await add(one, 3)
+
+
+ASYNC: list[Any] = [add, functools.partial(add, two=5), Adder(), Adder().method, functools.partial(Adder())]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_coroutine_functions_are_run(start_method: Literal["fork", "forkserver"]) -> None:
+    async def in_a_loop() -> list[TaskResult]:
+        """The caller's own loop is not the guest's."""
+        return run_all("rlimit", [Task(func, (1,)) for func in ASYNC], workers=1, start_method=start_method)
+
+    assert [result.result for result in asyncio.run(in_a_loop())] == [3, 6, 3, 4, 3]
+
+
+def test_a_coroutine_function_that_raises(backend: BackendName) -> None:
+    async def fail() -> None:
+        raise ValueError("no document")
+
+    result = run(fail, backend=backend)
+    assert (result.outcome, repr(result.exception)) == (Outcome.FAILED, "ValueError('no document')")
+
+
+def test_a_generator_function_has_no_value_that_could_be_sent(backend: BackendName) -> None:
+    def generate() -> Iterator[int]:
+        yield 1
+
+    result = run(generate, backend=backend)
+    assert result.outcome is Outcome.FAILED
+    assert "generator" in result.detail

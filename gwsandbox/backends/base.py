@@ -58,6 +58,12 @@ class Sandbox(Protocol):
     def check(self) -> Check:
         """Look at what no event of the kernel tells: CPU time, and without cgroups memory."""
 
+    def pause(self) -> None:
+        """Stop every process in the sandbox until ``resume``."""
+
+    def resume(self) -> None:
+        """Let the processes go on."""
+
     def kill(self) -> None:
         """Kill every process in the sandbox; returns at once. Safe to call again, and after all are dead."""
 

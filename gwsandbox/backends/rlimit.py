@@ -201,6 +201,12 @@ class RlimitSandbox:
         self._rest = _FASTEST if grows else min(self._rest * 2, _SLOWEST)
         return max(min((limit - used) / _GROWTH, _SLOWEST), self._rest)
 
+    def pause(self) -> None:
+        procfs.stop_tree(self._pid)
+
+    def resume(self) -> None:
+        procfs.continue_tree(self._pid)
+
     def kill(self) -> None:
         if not procfs.is_zombie(self._pid):
             procfs.kill_tree(self._pid)

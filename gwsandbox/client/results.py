@@ -19,14 +19,13 @@ from gwsandbox.model.errors import (
     TaskCancelled,
     TransferError,
 )
-from gwsandbox.model.limits import Limits
+from gwsandbox.model.limits import GIB, Limits
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import NOT_STARTED, Enforcement, Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.model.text import shorten_detail
 from gwsandbox.model.verdict import Delivery
 
-_GIB = 1024**3
 _BESIDE_THREADS = (
     "perhaps it waited for a lock: the caller was forked beside {} more threads, and what they held stays locked in a "
     "guest; start_method='forkserver' has none of them"
@@ -78,7 +77,7 @@ def make_result(
         end_time=report.end_time,
         elapsed_time=report.usage.wall_seconds,
         timed_out=report.outcome is Outcome.TIMED_OUT,
-        max_memory_used_in_gib=peak if peak is None else peak / _GIB,
+        max_memory_used_in_gib=peak if peak is None else peak / GIB,
         out_of_memory=report.outcome is Outcome.OUT_OF_MEMORY,
         outcome=report.outcome,
         detail=report.detail,
@@ -100,7 +99,7 @@ def _shown(name: str, task: Task | Command, limits: Limits, given: float | None)
     if own is None and given is not None:
         return given
     value: float | None = getattr(limits, name) if own is None else own
-    return value / _GIB if value and name == "memory" else value
+    return value / GIB if value and name == "memory" else value
 
 
 def _overrules(report: Report) -> bool:

@@ -28,12 +28,13 @@ from typing import Any
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.client import clean_interpreter
+from gwsandbox.client.log import log_result
 from gwsandbox.client.loggers import fork_beside_loggers, other_threads
 from gwsandbox.client.results import make_result
 from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import LOST, Confined, Ended, Order, Packet, Report, Sent, Started
+from gwsandbox.ipc.channel import LOST, Confined, Ended, Order, Packet, Report, Sent, Signal, Started
 from gwsandbox.linux import unpatched
 from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
@@ -243,6 +244,12 @@ class Session:
             for _ in together:
                 self._orders.popleft()
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the guests that run: see ``ipc.channel.Signal``."""
+        self.flush()
+        with contextlib.suppress(BrokenPipeError):  # the next look for results finds it lost
+            self._send(channel.pack(Signal(number), self._memfds))
+
     def _next_packet(self) -> list[Order]:
         """The orders at the head of those that wait, as many as go into one packet."""
         together: list[Order] = []
@@ -295,10 +302,16 @@ class Session:
 
     # --- results ------------------------------------------------------------------------------------
 
-    def await_results(self) -> None:
-        """Wait until there are ``results``. To be called only while there are ``unfinished`` tasks."""
+    def await_results(self, wait: Callable[[int], None] | None = None) -> None:
+        """Wait until there are ``results``. To be called only while there are ``unfinished`` tasks.
+
+        Args:
+            wait: Called with a descriptor before each wait; it comes back when the descriptor can be read.
+        """
         self.flush()
         while not self.results and self._unfinished:
+            if wait is not None and not self._packets and not self.lost:
+                wait(self.fileno())
             self._receive(None)
 
     def fileno(self) -> int:
@@ -404,6 +417,7 @@ class Session:
             report = received.message or _lost_report(number)
             task = self._unfinished[number][1]
             self._made = make_result(task, report, received.descriptor, self._options, self._held)
+            log_result(self._made, self._options.limits.overridden_by(task.limits))
         if not self.results or self.results[-1] is not self._made:
             self.results.append(self._made)
         self._unfinished.pop(number, None)

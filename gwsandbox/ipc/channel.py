@@ -66,6 +66,16 @@ class Order(NamedTuple):
             os.close(self.descriptor)
 
 
+class Signal(NamedTuple):
+    """Caller to supervisor: send a signal to the guests that run.
+
+    SIGSTOP pauses every process of every guest, and SIGCONT lets them go on; the time between them counts against no
+    limit. Any other signal goes to the process group of each guest's first process, as from a terminal.
+    """
+
+    signal: int
+
+
 class Report(NamedTuple):
     """Supervisor to caller: how one attempt ended.
 
@@ -120,7 +130,7 @@ class Confined(NamedTuple):
     held: Mapping[str, str]
 
 
-Message = Sequence[Order] | Report | Started | Ended | Confined
+Message = Sequence[Order] | Signal | Report | Started | Ended | Confined
 
 
 # Nearly all orders of a run have the same limits: they are pickled once, travel as bytes, and are unpickled once.
@@ -176,7 +186,7 @@ def pack(message: Message, memfds: deque[int], descriptor: int | None = None) ->
 def _number(message: Message) -> int:
     if isinstance(message, Report):
         return message.number
-    return 0 if isinstance(message, Started | Ended | Confined) else message[0].number
+    return 0 if isinstance(message, Signal | Started | Ended | Confined) else message[0].number
 
 
 class Received(NamedTuple):
@@ -306,10 +316,10 @@ class Channel:
         while self._outbox:
             self._drop_first()
 
-    def receive(self) -> list[Order] | None:
-        """The orders of one packet, without waiting; ``None`` where none has come.
+    def receive(self) -> list[Order] | Signal | None:
+        """What one packet holds, without waiting; ``None`` where none has come.
 
-        Each has its own descriptor, or ``LOST`` where this process has as many open as it may.
+        Each order has its own descriptor, or ``LOST`` where this process has as many open as it may.
 
         Raises:
             EOFError: The other end is closed, and everything that it sent was received.
@@ -325,19 +335,21 @@ class Channel:
             data = b""
         if not data:
             raise EOFError
-        return self._orders_in(data, ancillary, flags)
+        received = unpack(data, ancillary, flags)
+        if isinstance(received.message, Signal):
+            return received.message
+        return self._orders_in(received, number_of(data), descriptors_of(ancillary))
 
-    def _orders_in(self, data: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> list[Order]:
+    def _orders_in(self, received: Received, number: int, descriptors: list[int]) -> list[Order]:
         """Those that did not come before: a caller that is interrupted may send a packet twice."""
-        orders, descriptor = unpack(data, ancillary, flags)
-        number = number_of(data)
+        orders, descriptor = received
         if orders is None:
             orders = [Order(number, Limits(), descriptor=LOST)]
         elif descriptor is not None:
             orders = [orders[0]._replace(descriptor=descriptor)]
         fresh = [order for order in orders if order.number > self._last_order]
         kept = {order.descriptor for order in fresh}
-        for fd in descriptors_of(ancillary):
+        for fd in descriptors:
             if fd not in kept:
                 os.close(fd)
         self._last_order = max(self._last_order, orders[-1].number)

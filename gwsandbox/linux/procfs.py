@@ -95,7 +95,35 @@ def kill_tree(pid: int) -> None:
         _send(found, signal.SIGKILL)
 
 
-def _send(pid: int, sign: signal.Signals) -> None:
+def stop_tree(pid: int) -> None:
+    """SIGSTOP a process and all its descendants."""
+    stopped: set[int] = set()
+    while running := [found for found in tree(pid) if found not in stopped]:  # born behind the walk's back
+        for found in running:
+            _send(found, signal.SIGSTOP)
+        stopped.update(running)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Send a signal to a process and to those of its descendants that are in its process group, as a terminal does.
+
+    kill(2) of the whole group may reach others: under ``gwsandbox run`` a program is in the caller's group.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        group = os.getpgid(pid)
+        for found in list(tree(pid)):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(found) == group:
+                    _send(found, number)
+
+
+def continue_tree(pid: int) -> None:
+    """SIGCONT a process and all its descendants."""
+    for found in tree(pid):
+        _send(found, signal.SIGCONT)
+
+
+def _send(pid: int, sign: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, sign)
 

@@ -10,7 +10,7 @@ import ctypes
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -94,6 +94,15 @@ def unblock_signals() -> None:
     """sigprocmask(2) with an empty mask. Python's own makes an enum of each signal, which costs 0.3 ms."""
     if _sigprocmask(signal.SIG_SETMASK, _NO_SIGNALS, None):
         raise _fail("sigprocmask")
+
+
+def signalfd(numbers: Iterable[int]) -> int:
+    """signalfd(2): a descriptor that does not block, from which pending signals are read that are blocked."""
+    mask = sum(1 << (number - 1) for number in numbers).to_bytes(len(_NO_SIGNALS), "little")
+    fd: int = _libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise _fail("signalfd")
+    return fd
 
 
 def close_range(first: int, last: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from gwsandbox.backends.base import Counters, Sandbox
 from gwsandbox.ipc import record
 from gwsandbox.ipc.channel import Order, Report
+from gwsandbox.linux import procfs
 from gwsandbox.linux.errnos import Patience, errno_of
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.result import Outcome, Usage
@@ -38,6 +39,7 @@ class Attempt:
         outputs: Pipes of its stdout and stderr, where we read them.
         requested: The limits that were asked for, by name.
         sending: Descriptors that are needed until the zygote has been asked for the guest.
+        asked_to_end: Whether it had SIGTERM at its deadline.
         ended_at: Monotonic moment of the first kill, in seconds.
         patience: With looks at the guest that the kernel refuses.
     """
@@ -59,6 +61,7 @@ class Attempt:
     ended_at: float | None = None
     patience: Patience = field(default_factory=Patience)
     reason: Reason | None = None
+    asked_to_end: bool = False
     dead: bool = False
     steps: Steps = field(init=False)
     proceed: Callable[[], None] | None = None
@@ -75,6 +78,18 @@ class Attempt:
                 pipe.discard()
             if self.proceed is not None:
                 self.proceed()
+
+    def ask_to_end(self, reason: Reason, deadline: float) -> None:
+        """Note why, and send SIGTERM; at ``deadline``, a moment of the monotonic clock, the guest is killed."""
+        self.reason, self.asked_to_end, self.deadline = reason, True, deadline
+        procfs.signal_group(self.pid, signal.SIGTERM)
+        procfs.signal_group(self.pid, signal.SIGCONT)  # a stopped process answers no signal
+
+    def shift(self, seconds: float) -> None:
+        """Move its moments: it was paused so long."""
+        self.started += seconds
+        self.deadline = None if self.deadline is None else self.deadline + seconds
+        self.next_check = None if self.next_check is None else self.next_check + seconds
 
     def kill(self) -> None:
         """Kill all that is in the sandbox, and the guest itself wherever somebody may have moved it."""
@@ -168,6 +183,7 @@ def report(
         memory_refused=attempt.sandbox.memory_refusable,
         cpu_limited="cpu_seconds" in attempt.requested,
         file_size_limited="file_size" in attempt.requested,
+        asked_to_end=attempt.asked_to_end,
         unfinished=unfinished,
     )
     outcome = judge(evidence)

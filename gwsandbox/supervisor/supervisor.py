@@ -63,7 +63,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
-from gwsandbox.ipc.channel import LOST, Channel, Confined, Ended, Order, Report, Sent
+from gwsandbox.ipc.channel import LOST, Channel, Confined, Ended, Order, Report, Sent, Signal
 from gwsandbox.linux.errnos import Patience, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
@@ -73,6 +73,7 @@ from gwsandbox.model.task import Command, Task
 from gwsandbox.model.verdict import Reason
 from gwsandbox.supervisor.attempt import Attempt, Steps, failure, report
 from gwsandbox.supervisor.event_loop import EventLoop
+from gwsandbox.supervisor.guest_signals import GuestSignals
 from gwsandbox.supervisor.launcher import Launcher
 from gwsandbox.supervisor.output import OutputPipe
 from gwsandbox.supervisor.reserve import Reserve
@@ -133,6 +134,7 @@ class Supervisor:
         )
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
+        self._signals = GuestSignals(self._attempts)
         self._await_births: list[Attempt] = []
         self._closing = False
 
@@ -185,7 +187,8 @@ class Supervisor:
         if self._orders:
             moments.append(self._throttle.next_change)
         for attempt in self._attempts.values():
-            moments += attempt.deadline, attempt.next_check
+            if not self._signals.is_paused:
+                moments += attempt.deadline, attempt.next_check
             if attempt.ended_at is not None:
                 moments.append(attempt.ended_at + _DEATH_SECONDS)
         times = [moment for moment in moments if moment is not None]
@@ -201,9 +204,10 @@ class Supervisor:
             self._guard(attempt, functools.partial(self._check_attempt, attempt, now))
 
     def _check_attempt(self, attempt: Attempt, now: float) -> None:
-        if attempt.deadline is not None and now >= attempt.deadline:
-            self._end(attempt, Reason.DEADLINE)
-        if attempt.next_check is not None and now >= attempt.next_check:
+        counts = not self._signals.is_paused
+        if counts and attempt.deadline is not None and now >= attempt.deadline:
+            self._end_in_time(attempt, now)
+        if counts and attempt.next_check is not None and now >= attempt.next_check:
             self._look_at(attempt, now)
         if attempt.ended_at is not None and now >= attempt.ended_at + _DEATH_SECONDS:
             raise SandboxError("end guest: it does not die of SIGKILL", value=str(attempt.pid))
@@ -220,6 +224,13 @@ class Supervisor:
         if check.reason is not None:
             self._end(attempt, check.reason)
 
+    def _end_in_time(self, attempt: Attempt, now: float) -> None:
+        """The deadline is reached: SIGTERM first, where the caller asks for that."""
+        if self._options.grace_seconds and attempt.reason is None and not attempt.dead:
+            attempt.ask_to_end(Reason.DEADLINE, now + self._options.grace_seconds)
+        else:
+            self._end(attempt, Reason.DEADLINE)
+
     def _end(self, attempt: Attempt, reason: Reason) -> None:
         self._reserve.use(functools.partial(attempt.end, reason))
 
@@ -228,8 +239,11 @@ class Supervisor:
     def _receive_orders(self) -> None:
         """Take what the caller asks for, as long as there is room for the descriptors that come along."""
         try:
-            while self._may_receive() and (orders := self._receive_packet()) is not None:
-                self._orders.extend(orders)
+            while self._may_receive() and (received := self._receive_packet()) is not None:
+                if not isinstance(received, Signal):
+                    self._orders.extend(received)
+                elif not self._signals.send(received.signal):
+                    self._close_down()
             self._receive_patience.renew()
         except EOFError:
             self._close_down()
@@ -237,7 +251,7 @@ class Supervisor:
             self._receive_patience.bear(error)
             self._receive_at = time.monotonic() + _LATER_SECONDS
 
-    def _receive_packet(self) -> list[Order] | None:
+    def _receive_packet(self) -> list[Order] | Signal | None:
         if self._reserve.descriptors >= _FEW_DESCRIPTORS:
             return self._channel.receive()
         return self._reserve.use_at_once(self._channel.receive)  # a descriptor that finds no place is lost for good
@@ -292,6 +306,7 @@ class Supervisor:
         if self._closing:
             return
         self._closing = True
+        self._signals.forget_pause()
         while self._orders:
             self._cancel(self._orders.popleft())
         for attempt in list(self._attempts.values()):
@@ -367,7 +382,8 @@ class Supervisor:
     def _begin_ready(self) -> None:
         """Let waiting guests begin, while there are free slots."""
         ready = self._launcher.ready
-        while ready and (self._closing or len(self._attempts) < self._options.max_workers):
+        slots = 0 if self._signals.is_paused else self._options.max_workers
+        while ready and (self._closing or len(self._attempts) < slots):
             attempt = ready.popleft()
             self._attempts[attempt.order.number] = attempt
             self._guard(attempt, functools.partial(self._begin, attempt))

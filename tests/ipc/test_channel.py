@@ -18,7 +18,19 @@ from support import MIB, examples
 
 from gwsandbox import Limits, Outcome, SandboxError
 from gwsandbox.ipc import channel
-from gwsandbox.ipc.channel import ANCILLARY, LOST, PACKET, Channel, Ended, Order, Received, Report, Sent, Started
+from gwsandbox.ipc.channel import (
+    ANCILLARY,
+    LOST,
+    PACKET,
+    Channel,
+    Ended,
+    Order,
+    Received,
+    Report,
+    Sent,
+    Signal,
+    Started,
+)
 
 
 class Pair:
@@ -119,7 +131,7 @@ def test_messages_of_any_size_arrive_whole_with_their_descriptors(messages: list
 def test_a_large_order_arrives_beside_its_descriptor(pair: Pair) -> None:
     pair.order([Order(1, Limits(), b"x" * MIB)], descriptor(b"attached"))
     orders = pair.channel.receive()
-    assert orders is not None
+    assert isinstance(orders, list)
     assert orders[0].work == b"x" * MIB
     assert content(orders[0].descriptor) == b"attached"
 
@@ -134,7 +146,7 @@ def test_orders_that_are_sent_twice_arrive_once(pair: Pair) -> None:
     pair.order([Order(4, Limits())], descriptor(b"a"))
     pair.order([Order(4, Limits())], descriptor(b"b"))
     orders = pair.channel.receive()
-    assert orders is not None
+    assert isinstance(orders, list)
     assert content(orders[0].descriptor) == b"a"
     assert pair.channel.receive() == []  # and the second descriptor is closed: all tests look for it
 
@@ -242,3 +254,10 @@ def test_messages_are_plain_and_small() -> None:
     """A report of a small result costs its pickle; which must not grow unnoticed."""
     assert len(pickle.dumps(report(1), protocol=5)) < 600
     assert len(pickle.dumps(Order(1, Limits(memory=5)), protocol=5)) < 400
+
+
+def test_a_signal_is_none_of_the_orders(pair: Pair) -> None:
+    pair.order([Order(1, Limits())])
+    assert channel.send(pair.end, channel.pack(Signal(15), deque())) is Sent.DONE
+    pair.order([Order(2, Limits())])
+    assert [pair.channel.receive() for _ in range(3)] == [[Order(1, Limits())], Signal(15), [Order(2, Limits())]]

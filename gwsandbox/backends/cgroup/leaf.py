@@ -82,6 +82,12 @@ class Leaf:
             return Check(Reason.CPU_TIME)
         return Check(after=max(left / (os.cpu_count() or 1), 0.01))
 
+    def pause(self) -> None:
+        self._write("cgroup.freeze", "1")
+
+    def resume(self) -> None:
+        self._write("cgroup.freeze", "0")
+
     def kill(self) -> None:
         run_group.kill(self.cgroup, self.path)
 
