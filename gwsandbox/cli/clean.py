@@ -1,4 +1,4 @@
-"""``gwsandbox clean``: removes the cgroups that killed supervisors left behind, and nothing that is alive."""
+"""``gwsandbox clean``: removes the cgroups of dead runs, and nothing of a living one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 from gwsandbox.backends.cgroup import run_group
 from gwsandbox.backends.cgroup.delegation import MOUNT, RUN_NAME
 from gwsandbox.cli.messages import OWN_FAILURE, say
+from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.text import shown
 
 
 def clean_up() -> int:
-    """Remove every run group whose owner is dead, wherever it is in the hierarchy; the exit code."""
+    """Remove every run group in the hierarchy whose owner is dead; the exit code."""
     failed = False
     found = 0
     for parent in _parents():
@@ -23,16 +24,16 @@ def clean_up() -> int:
                 run_group.destroy(path)
             except (CgroupError, OSError) as error:
                 failed = True
-                say(f"{shown(path)} cannot be removed: {error}; try it as the user that it belongs to, or as root")
+                say(f"{shown(path)} cannot be removed: {error}; try it as the owner of the cgroup, or as root")
             else:
-                print(f"removed {shown(path)}")
+                print_lines(f"removed {shown(path)}")
     if not found:
-        print("nothing was left behind")
+        print_lines("nothing was left behind")
     return OWN_FAILURE if failed else 0
 
 
 def _parents() -> list[str]:
-    """The cgroups that hold run groups. Those inside of run groups are the groups' own."""
+    """The cgroups that hold run groups."""
     if not os.path.exists(f"{MOUNT}/cgroup.controllers"):
         return []
     found = []

@@ -1,4 +1,4 @@
-"""What the CLI tells people: one line at a time, on stderr."""
+"""The messages of the CLI: one line each, on stderr."""
 
 from __future__ import annotations
 
@@ -7,54 +7,68 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from gwsandbox.backends.rlimit import RlimitBackend
 from gwsandbox.model.errors import DegradedWarning, SandboxError
-from gwsandbox.model.limits import Limits
+from gwsandbox.model.limits import OPTIONS, Limits
 from gwsandbox.model.result import Enforcement
-from gwsandbox.model.text import one_line
+from gwsandbox.model.text import one_line, shown
 
-OWN_FAILURE = 125  # the exit code for what is gwsandbox's fault, as env, timeout and docker have it
+OWN_FAILURE = 125  # the exit code where gwsandbox itself fails, as of env(1), timeout(1) and docker
 
 
 class Failure(Exception):
-    """gwsandbox cannot do what it was asked to; the text says why and what to do. Exit code 125."""
+    """gwsandbox cannot do its work; the text says why and what to do. Exit code 125."""
 
 
 def say(text: str, *, prefix: str = "gwsandbox: ") -> None:
-    """Print ``text`` on stderr, as one line."""
-    with contextlib.suppress(BrokenPipeError):
-        print(prefix + one_line(text), file=sys.stderr, flush=True)
+    """Print ``text`` on stderr, as one line that holds nothing that a terminal would obey."""
+    if sys.stderr is not None:  # print() would take stdout
+        with contextlib.suppress(OSError):
+            print(shown(prefix + one_line(text)), file=sys.stderr, flush=True)
 
 
 def not_held(limits: Limits, enforcement: Enforcement) -> list[str]:
-    """A line for each limit that was asked for and that nothing holds."""
+    """A warning for each requested limit that nothing holds."""
     missing = limits.requested().keys() & enforcement.degraded.keys() - enforcement.limits.keys()
     return [f"warning: {name} was not limited: {enforcement.degraded[name]}" for name in sorted(missing)]
 
 
 @contextlib.contextmanager
-def told_warnings(*, wanted: bool) -> Iterator[None]:
-    """Inside, a ``DegradedWarning`` is one line on stderr; or nothing, where it is not ``wanted``."""
+def degradation_as_message(limits: Limits) -> Iterator[None]:
+    """Inside the block a ``DegradedWarning`` prints one line, in the words of the command line.
+
+    It names the limits among ``limits`` that this host holds less than fully; where there are none, nothing is printed.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("always" if wanted else "ignore", DegradedWarning)
+        warnings.simplefilter("always", DegradedWarning)
         show = warnings.showwarning
 
-        def tell(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
-            if issubclass(category, DegradedWarning):
-                say(f"warning: {message}")
-            else:
+        def print_message(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
+            if not issubclass(category, DegradedWarning):
                 show(message, category, *rest, **more)  # type: ignore[arg-type]
+            elif degraded := _degraded(limits):
+                say(
+                    f"warning: no cgroup v2 here, so limits are held by rlimits and sampling: {'; '.join(degraded)}. "
+                    "`gwsandbox doctor` says why, and what to do"
+                )
 
-        warnings.showwarning = tell
+        warnings.showwarning = print_message
         yield
+
+
+def _degraded(limits: Limits) -> list[str]:
+    enforcement = RlimitBackend().open(limits).enforcement
+    names = limits.requested().keys() & enforcement.degraded.keys()
+    return [f"{OPTIONS[name]}: {enforcement.degraded[name]}" for name in sorted(names)]
 
 
 @contextlib.contextmanager
-def told_failures(prefix: str = "gwsandbox: ") -> Iterator[None]:
-    """Turn what is gwsandbox's fault into one line and exit code 125."""
+def failures_as_messages(prefix: str = "gwsandbox: ") -> Iterator[None]:
+    """Turn a failure of gwsandbox into one line and exit code 125."""
     try:
         yield
     except (Failure, SandboxError) as error:
-        say(str(error), prefix=prefix)
+        say(str(error).replace("backend='rlimit'", "--backend rlimit"), prefix=prefix)
     else:
         return
     sys.exit(OWN_FAILURE)

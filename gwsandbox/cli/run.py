@@ -1,13 +1,16 @@
-"""``gwsandbox run``: one program, with its limits around it and nothing else changed."""
+"""``gwsandbox run``: one program, under limits, and otherwise as without gwsandbox."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 
-from gwsandbox.cli.messages import OWN_FAILURE, not_held, say, told_warnings
+from gwsandbox.cli.messages import OWN_FAILURE, degradation_as_message, not_held, say
 from gwsandbox.cli.options import BackendName
-from gwsandbox.cli.signals import Stopped, StopSignals, passed_by
+from gwsandbox.cli.signals import SignalQueue, Stopped
+from gwsandbox.cli.terminal import TerminalModes
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome, TaskResult
@@ -23,62 +26,132 @@ _EXIT_CODES = {
     Outcome.TIMED_OUT: 124,
     Outcome.SANDBOX_ERROR: OWN_FAILURE,
 }
-# Ends that people bring about by Ctrl-C or by `| head`, and that a shell says nothing about.
+# Ctrl-C and `| head` end programs by these signals; a shell prints nothing for them either.
 _EXPECTED_ENDS = frozenset({-signal.SIGINT, -signal.SIGPIPE})
 
+_PASSED_ON = signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
+_ENDING = frozenset({signal.SIGTERM, signal.SIGHUP})
+_GRACE_SECONDS = 5.0  # after SIGTERM to the CLI; time limits have none by themselves
 
-def run_program(command: Command, limits: Limits, backend: BackendName, report: str | None) -> int:
-    """Run a program; the exit code that says how it ended.
+
+class SignalForwarder:
+    """Passes signals that reach the CLI alone on to the program, and ends it some time after SIGTERM or SIGHUP.
+
+    What the terminal sends (Ctrl-C) the program has already, as it is in the same process group.
+
+    Args:
+        signals: That reach the CLI.
+        grace: Seconds between SIGTERM or SIGHUP and SIGKILL.
+    """
+
+    def __init__(self, signals: SignalQueue, grace: float) -> None:
+        self.last: int | None = None
+        self._signals = signals
+        self._grace = grace
+        self._ending: int | None = None
+        self._deadline = 0.0
+
+    def wait(self, fd: int, manager: ProcessManager) -> None:
+        """Pass signals on until ``fd`` can be read.
+
+        Raises:
+            Stopped: The program did not end within the time of grace.
+        """
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        while True:
+            ready = [found for found, _ in poll.poll(self._milliseconds())]
+            for number, from_kernel in self._signals.take():
+                if not from_kernel:
+                    manager._send_signal(number)
+                self.last = number
+                if number in _ENDING and self._ending is None:
+                    self._ending, self._deadline = number, time.monotonic() + self._grace
+            if fd in ready:
+                return
+            if self._ending is not None and time.monotonic() >= self._deadline:
+                number, self._ending = self._ending, None  # only once: now the kill is waited for
+                raise Stopped(number)
+
+    def _milliseconds(self) -> float | None:
+        return None if self._ending is None else max(self._deadline - time.monotonic(), 0) * 1000 + 1
+
+
+def run_program(
+    command: Command, limits: Limits, backend: BackendName, *, report: str | None, grace: float | None
+) -> int:
+    """Run a program; the exit code.
+
+    Args:
+        command: The program and its arguments.
+        limits: Its limits.
+        backend: How they are held.
+        report: Path of the report, or ``None``.
+        grace: Seconds between SIGTERM and SIGKILL, or ``None`` for those that are usual.
 
     Raises:
-        Failure, SandboxError: It was not started.
+        Failure, SandboxError: The program cannot be started, or the report cannot be written.
     """
     file = None
     if report is not None:
-        from gwsandbox.cli.report import ReportFile
+        from gwsandbox.cli.report_file import ReportFile
         from gwsandbox.model.serialise import as_object
 
         file = ReportFile(report)
-    # As a shell does while a program is in the foreground: those of the terminal are the program's.
-    with passed_by(signal.SIGINT, signal.SIGQUIT), StopSignals(signal.SIGTERM, signal.SIGHUP) as signals:
+    terminal = TerminalModes()
+    with SignalQueue(*_PASSED_ON) as signals:
+        forwarder = SignalForwarder(signals, _GRACE_SECONDS if grace is None else grace)
         try:
-            result = _run(command, limits, backend, signals)
+            result = _run(command, limits, backend, forwarder, grace=grace or 0.0)
         except Stopped as stopped:
+            terminal.restore()
             say(f"ended by {signal_name(-stopped.number)}; the program was killed")
             return stopped.exit_code
-        _tell(result, limits, backend)
+        if result.outcome not in {Outcome.SUCCEEDED, Outcome.FAILED}:
+            terminal.restore()
+        _print_messages(result, limits, backend, forwarder.last)
         if file is not None:
             file.write(as_object(result))
-    return _exit_code(result)
+    return _exit_code(result, forwarder.last)
 
 
-def _run(command: Command, limits: Limits, backend: BackendName, signals: StopSignals) -> TaskResult:
+def _run(
+    command: Command, limits: Limits, backend: BackendName, forwarder: SignalForwarder, *, grace: float
+) -> TaskResult:
     with (
-        told_warnings(wanted=bool(limits.requested())),
-        ProcessManager(1, limits=limits, backend=backend, _pass_through=True) as manager,
-        signals.until_clean_up(),
+        degradation_as_message(limits),
+        ProcessManager(
+            1, limits=limits, backend=backend, _pass_through=True, _grace_seconds=grace, _wait=forwarder.wait
+        ) as manager,
     ):
         manager.queue_task(command)
         (result,) = manager.as_completed()
     return result
 
 
-def _exit_code(result: TaskResult) -> int:
+def _exit_code(result: TaskResult, passed_on: int | None) -> int:
     if (code := _EXIT_CODES.get(result.outcome)) is not None:
         return code
+    if passed_on is not None and result.outcome is Outcome.CANCELLED:  # it came before the program began
+        return 128 + passed_on
     code = OWN_FAILURE if result.exit_code is None else result.exit_code
     return 128 - code if code < 0 else code
 
 
-def _tell(result: TaskResult, limits: Limits, backend: BackendName) -> None:
-    """What did not go by itself: one line, or none where the program only chose its exit code."""
-    if (backend, result.enforcement.backend) != ("auto", "rlimit"):  # of which a warning has told
+def _print_messages(result: TaskResult, limits: Limits, backend: BackendName, passed_on: int | None) -> None:
+    """Print one line on how the program ended; none where it ended by itself."""
+    if (backend, result.enforcement.backend) != ("auto", "rlimit"):  # a DegradedWarning has named them
         for line in not_held(limits, result.enforcement):
             say(line)
     if isinstance(result.exception, OSError) and result.outcome is Outcome.FAILED:
         say(_not_executed(result.exception))
-    elif result.outcome not in {Outcome.SUCCEEDED, Outcome.FAILED} and result.exit_code not in _EXPECTED_ENDS:
-        say(shown(result.detail))
+    elif result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED} or result.exit_code in _EXPECTED_ENDS:
+        return
+    elif passed_on is not None and result.exit_code in {-passed_on, None}:
+        say(f"ended by {signal_name(-passed_on)}")
+    else:
+        say(result.detail)
 
 
 def _not_executed(error: OSError) -> str:

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -139,6 +140,10 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
+
+    def modes(self) -> list[Any]:
+        """See ``termios.tcgetattr``."""
+        return termios.tcgetattr(self._master)
 
     def end(self) -> int:
         """Its exit code; waits for it, and for all that it shows."""

@@ -94,16 +94,16 @@ def test_a_limit_that_claims_to_hold_and_does_not_is_found_out() -> None:
     probe = probes.PROBES["memory"]
     held = result(Outcome.OUT_OF_MEMORY, {"memory": "memory.max"}, {})
     got_past = replace(held, outcome=Outcome.SUCCEEDED, success=True)
-    assert probes.judge("memory", probe, held) == probes.Verdict("memory", "enforced", "memory.max")
-    verdict = probes.judge("memory", probe, got_past)
+    assert probes.assess("memory", probe, held) == probes.Finding("memory", "enforced", "memory.max")
+    verdict = probes.assess("memory", probe, got_past)
     assert (verdict.status, verdict.by) == ("not held", "")
     assert verdict.why == "memory.max did not stop a task that went past it: what happened"
     less = result(Outcome.OUT_OF_MEMORY, {"memory": "sampling"}, {"memory": "now and then"})
-    assert probes.judge("memory", probe, less) == probes.Verdict("memory", "degraded", "sampling", "now and then")
+    assert probes.assess("memory", probe, less) == probes.Finding("memory", "degraded", "sampling", "now and then")
     nothing = result(Outcome.SUCCEEDED, {}, {"memory": "no way"})
-    assert probes.judge("memory", probe, nothing) == probes.Verdict("memory", "not held", "", "no way")
+    assert probes.assess("memory", probe, nothing) == probes.Finding("memory", "not held", "", "no way")
     ours = result(Outcome.SANDBOX_ERROR, {"memory": "memory.max"}, {})
-    assert probes.judge("memory", probe, ours) == probes.Verdict("memory", "not held", "", "what happened")
+    assert probes.assess("memory", probe, ours) == probes.Finding("memory", "not held", "", "what happened")
 
 
 # --- clean -----------------------------------------------------------------------------------------------

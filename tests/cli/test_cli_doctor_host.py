@@ -156,7 +156,7 @@ def test_a_controller_without_which_there_is_no_backend(tmp_path: Path, given: s
         assert report["host"]["delegated"] == f"no: the {needed} controller is not delegated to it"
         assert f"{needed} ends at {group}" in report["host"]["controllers"]
         (advice,) = report["advice"]
-        assert advice["why"] == f"have systemd give the {lacking} controller on, in the unit, as root:"
+        assert advice["why"] == f"pass on the {lacking} controller, in the unit, as root:"
         is_mended(made.after(lines(report)))
 
 
@@ -173,9 +173,7 @@ def test_a_controller_that_ends_further_up(tmp_path: Path) -> None:
         assert cpus["why"] == "the cpu controller is not delegated: set Delegate=cpu memory pids in the unit"
         above = "/gwsandboxtest.slice/gwsandboxtest-inner.slice"
         assert report["host"]["controllers"] == f"memory pids; cpu ends at {above}; io ends at {above}"
-        assert [entry["why"] for entry in report["advice"]] == [
-            "have systemd give the cpu controller on, in the unit, as root:"
-        ]
+        assert [entry["why"] for entry in report["advice"]] == ["pass on the cpu controller, in the unit, as root:"]
         is_mended(made.after(lines(report)))
 
 
@@ -302,7 +300,7 @@ def test_no_user_manager(user: User) -> None:
     )
     assert "it cannot be written (mounted read-only, or another user's)" in reason(report)
     assert report["advice"] == [
-        {"why": "have a user manager, and its bus, as root:", "lines": [f"loginctl enable-linger {user.uid}"]}
+        {"why": "start a user manager and its bus, as root:", "lines": [f"loginctl enable-linger {user.uid}"]}
     ]
     assert sh(lines(report)).returncode == 0
     wait_until(user.bus.exists)
@@ -339,7 +337,7 @@ def test_a_user_manager_without_a_controller(user: User) -> None:
     assert code == 1
     assert report["host"]["controllers"].startswith("memory pids; cpu ends at /user.slice/user-")
     (advice,) = report["advice"]
-    assert advice["why"] == "have systemd give the cpu controller on, in the unit, as root:"
+    assert advice["why"] == "pass on the cpu controller, in the unit, as root:"
     assert advice["lines"][-1].endswith(f"systemctl restart user@{user.uid}.service")
     done = sh(lines(report))
     assert done.returncode == 0, done
@@ -362,7 +360,7 @@ def test_a_unit_of_the_users_without_a_controller(user: User) -> None:
     assert code == 1
     assert "the pids controller is not delegated to it" in reason(report)
     (advice,) = report["advice"]
-    assert advice["why"] == "have systemd give the pids controller on, in your unit:"
+    assert advice["why"] == "pass on the pids controller, in your unit:"
     is_mended(made.after(lines(report)))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import Running, Terminal, cli, environment, rows, running, wait_until
-from support import BackendName, Watched, is_running
+from cli_support import CLI, HANG_AFTER, Running, Terminal, cli, environment, rows, running, wait_until
+from support import PACE, SLOW, BackendName, Watched, is_running
 
 from gwsandbox import TaskResult
+from gwsandbox.backends.cgroup.delegation import MOUNT
 
 WORKER = '''
-import ctypes, os, signal, sys, time
+import asyncio, ctypes, os, signal, sys, time
 
 def convert(path, output):
     """Does what the input says."""
@@ -61,6 +64,29 @@ def write_link(path, output):
 def show_descriptors(path):
     raise ValueError([os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2
                       and os.path.exists(f"/proc/self/fd/{fd}")])
+
+def generate(path):
+    yield path
+
+async def generate_async(path):
+    yield path
+
+class Generator:
+    def __call__(self, path):
+        yield path
+
+generator = Generator()
+
+async def wait_and_read(path):
+    await asyncio.sleep(0)
+    return read(path)
+
+def give(path):
+    return eval(open(path).read())
+
+def say(path):
+    print("a guest says \\x1b[31mred", flush=True)
+    os.system(r"printf 'a program says \\033[2J\\rtwo lines\\n' >&2")
 
 class Steps:
     @staticmethod
@@ -367,7 +393,7 @@ def test_a_signal_in_the_middle(
         "the same command does the rest\n"
     )
     assert sorted(os.listdir(place / "out")) == ["1", "2", "3", "4"]  # and no staging folder
-    (place.parent / "signs" / "start_event").touch()
+    (place.parent / "signs" / "go").touch()
     code, _, stderr = convert(place, "--report", "r.jsonl", "--workers", "2", backend=backend)
     assert (code, summary(stderr)) == (0, "gwsandbox map: 5 succeeded, 4 skipped")
     assert sorted(row["input"] for row in rows(place / "r.jsonl")) == [f"in/{name}" for name in range(1, 10)]
@@ -395,7 +421,7 @@ def test_after_sigkill_the_same_command_does_the_rest(interrupted: tuple[Running
         assert not tasks.living_after(30)
     left = [name for name in os.listdir(place / "out") if name.startswith(".gwsandbox-")]
     assert len(left) == 1
-    (place.parent / "signs" / "start_event").touch()
+    (place.parent / "signs" / "go").touch()
     code, _, stderr = convert(place, "--report", "r.jsonl", backend=backend)
     assert (code, summary(stderr)) == (0, "gwsandbox map: 5 succeeded, 4 skipped")
     assert sorted(os.listdir(place / "out")) == [str(name) for name in range(1, 10)]
@@ -412,7 +438,7 @@ def test_another_runs_staging_folder_and_report_are_left_alone(interrupted: tupl
         "wait for that, or choose another one by --report\n"
     )
     assert cli("map", *words, cwd=place).returncode == 0
-    (place.parent / "signs" / "start_event").touch()
+    (place.parent / "signs" / "go").touch()
     code, _, stderr = command.end()
     assert (code, summary(stderr)) == (0, "gwsandbox map: 9 succeeded")
     assert sorted(os.listdir(place / "out")) == [*(str(name) for name in range(1, 10)), "x"]
@@ -510,7 +536,32 @@ def test_no_inputs_is_no_error(place: Path) -> None:
         (["--command", "cat {input}", "--output-dir", "out", "in"], "has no {output}; add it, or leave out"),
         (["worker:read", "in", "gone"], "1 input cannot be read, so nothing was started: gone: No such file"),
         (["worker:read", "in", "gone", "/dev/null"], "2 inputs cannot be read, so nothing was started: gone: "),
-        (["worker:read", "broken-link"], "broken-link/link: No such file or directory"),
+        (
+            ["worker:read", "broken-link"],
+            "1 input cannot be read, so nothing was started: broken-link/link: No such file",
+        ),
+        (["worker.py:read", "in"], "'worker.py:read' is not MODULE:FUNCTION; write worker:read"),
+        (["./deep/worker.py:read", "in"], "is not MODULE:FUNCTION; write deep.worker:read"),
+        (["worker.read", "in"], "'worker.read' is not MODULE:FUNCTION; write worker:read, or --command"),
+        (["worker.py", "in"], "'worker.py' is not MODULE:FUNCTION; write worker:FUNCTION, or --command"),
+        (["worker:convrt", "in"], "has no 'convrt'; check the name (did you mean 'convert'?)"),
+        (["worker:generate", "in"], "'worker:generate' is a generator function: a call runs nothing of it; name a"),
+        (["worker:generate_async", "in"], "'worker:generate_async' is a generator function: a call runs nothing"),
+        (["worker:generator", "in"], "'worker:generator' is a generator function: a call runs nothing of it"),
+        (["--command", "cat {input} > copy", "in"], "has '>', and no shell reads it; write sh -c "),
+        (["--command", "cat {input} 2>&1", "in"], "has '2>&', and no shell reads it; write sh -c "),
+        (["--command", "cat {input}|wc", "in"], "has '|', and no shell reads it; write sh -c "),
+        (["--command", "cat {input}; true", "in"], "has ';', and no shell reads it; write sh -c "),
+        (["--command", "true && cat {input}", "in"], "has '&&', and no shell reads it; write sh -c "),
+        (["--command", "cat {input} $(date)", "in"], "has '$(', and no shell reads it; write sh -c "),
+        (["--command", "cat {input} {Input}", "in"], "has {Input}; did you mean {input}?"),
+        (["--command", "cp {input} {outptu}", "in"], "has {outptu}; did you mean {output}?"),
+        (
+            ["--command", "no-such {input}", "in"],
+            ": no-such is not found in any folder of PATH, so nothing was started",
+        ),
+        (["--command", "./no-such {input}", "in"], ": ./no-such is not found, so nothing was started"),
+        (["--command", "./worker.py {input}", "in"], ": ./worker.py cannot be executed, so nothing was started; check"),
         (["--output-dir", "in/a/out", "worker:convert", "in"], "the output folder in/a/out cannot be written: "),
         (["--output-dir", "in", "worker:convert", "in"], "the output of in/a would replace in/a"),
         (["--output-dir", "out", "worker:convert", "in", "more/a"], "more/a and in/a both give a"),
@@ -543,12 +594,35 @@ def test_unreadable_inputs_are_named(place: Path) -> None:
     (place / "in" / "secret").chmod(0)
     (place / "in" / "closed").chmod(0)
     done = cli("map", "--backend", "rlimit", "worker:read", "in", cwd=place)
+    named = cli("map", "--backend", "rlimit", "worker:read", "in", "in/closed", "in/secret", cwd=place)
     (place / "in" / "closed").chmod(0o700)
-    assert done.returncode == 125
-    assert done.stderr == (
-        "gwsandbox map: 2 inputs cannot be read, so nothing was started: "
-        "in/closed: Permission denied; in/secret: Permission denied\n"
+    what = "in/closed: Permission denied; in/secret: Permission denied\n"
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"gwsandbox map: warning: 2 inputs cannot be read and are left out: {what}")
+    assert summary(done.stderr) == "gwsandbox map: 1 succeeded, 2 not readable"
+    assert named.returncode == 125
+    assert named.stderr == f"gwsandbox map: 2 inputs cannot be read, so nothing was started: {what}"
+
+
+def test_links_that_lead_nowhere_in_a_folder_are_left_out(place: Path) -> None:
+    """As editors and browsers make them; one that is named on the command line is refused."""
+    fill(place / "in", a="a")
+    (place / "in" / ".#lock").symlink_to("nowhere")
+    (place / "in" / "loop").symlink_to("loop")
+    done = cli("map", "--backend", "rlimit", "worker:read", "in", cwd=place)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "gwsandbox map: warning: 2 inputs cannot be read and are left out: in/.#lock: No such file or directory; "
+        "in/loop: Too many levels of symbolic links\n"
     )
+    assert summary(done.stderr) == "gwsandbox map: 1 succeeded, 2 not readable"
+
+
+def test_a_folder_without_a_file_is_said(place: Path) -> None:
+    (place / "in").mkdir()
+    done = cli("map", "--backend", "rlimit", "worker:read", "in", cwd=place)
+    assert done.returncode == 0
+    assert done.stderr.startswith("gwsandbox map: warning: there is no file in in\n")
 
 
 @pytest.mark.ordinary_user
@@ -567,6 +641,8 @@ def test_an_output_folder_that_cannot_be_written(place: Path) -> None:
         (["worker:read"], "Invalid value for INPUT: name at least one file or folder"),
         (["--workers", "-1", "worker:read", "in"], "Invalid value for '--workers': -1"),
         (["--workers", "two", "worker:read", "in"], "Invalid value for '--workers': 'two'"),
+        (["--workers", "10000000", "worker:read", "in"], "10000000 tasks cannot run at a time here: "),
+        (["--memory", "1", "worker:read", "in"], "'1' is 1 B, which is too little for any program; write for example"),
         (["--memory", "lots", "worker:read", "in"], "Invalid value for '--memory': 'lots' is not a size"),
     ],
 )
@@ -581,3 +657,247 @@ def test_many_problems_are_counted_and_the_first_shown(place: Path) -> None:
     assert done.returncode == 125
     assert done.stderr.startswith("gwsandbox map: 30 inputs cannot be read")
     assert done.stderr.endswith("gone-9: No such file or directory; and 20 more\n")
+
+
+# --- what a function gives, and a program writes -----------------------------------------------------------
+
+
+def test_coroutine_functions_are_run(backend: BackendName, place: Path) -> None:
+    fill(place / "in", a="a", b="fail")
+    done = cli("map", "--backend", backend, "worker:wait_and_read", "in", cwd=place)
+    assert (done.returncode, summary(done.stderr)) == (1, "gwsandbox map: 1 succeeded, 1 failed")
+
+
+def test_values_are_in_the_report_as_json(backend: BackendName, place: Path) -> None:
+    values = {"a": "{'n': [1, 2.5, None, 'é']}", "b": "__import__('numpy').int64(7)", "c": "None", "d": "0"}
+    fill(place / "in", **values)
+    done = cli("map", "--backend", backend, "--report", "r.jsonl", "worker:give", "in", cwd=place)
+    assert done.returncode == 0, done.stderr
+    found = {row["input"]: row.get("result", "none") for row in rows(place / "r.jsonl")}
+    assert found == {"in/a": {"n": [1, 2.5, None, "é"]}, "in/b": 7, "in/c": "none", "in/d": 0}
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("object()", "a value of type object is not JSON"),
+        ("float('nan')", "a value of type float is not JSON"),
+        ("'x' * 2**21", "a value of 2097165 bytes of JSON is too large"),
+    ],
+)
+def test_a_value_that_is_no_json_is_said_once(place: Path, value: str, why: str) -> None:
+    fill(place / "in", a=value, b=value)
+    done = cli("map", "--backend", "rlimit", "--report", "r.jsonl", "worker:give", "in", cwd=place)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[:-1] == [f"gwsandbox map: warning: {why}, so the report has no result of it"]
+    assert ["result" in row for row in rows(place / "r.jsonl")] == [False, False]
+
+
+@pytest.mark.parametrize("value", ["(n for n in [1])", "__import__('asyncio').sleep(0)"])
+def test_a_function_whose_work_was_not_run_fails(place: Path, value: str) -> None:
+    """It is no generator function, so that this shows only when it is called."""
+    fill(place / "in", a=value)
+    done = cli("map", "--backend", "rlimit", "worker:give", "in", cwd=place)
+    assert done.returncode == 1
+    assert "of which nothing was run; let it return a value" in done.stderr
+
+
+def test_what_programs_write_is_in_the_report_and_shown_where_wanted(backend: BackendName, place: Path) -> None:
+    fill(place / "in", a="a")
+    template = "sh -c 'cat \"$1\"; echo more >&2' sh {input}"
+    words = ["map", "--backend", backend, "--report", "r.jsonl", "--command", template, "in"]
+    done = cli(*words, cwd=place)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    (row,) = rows(place / "r.jsonl")
+    assert (row["stdout"], row["stderr"]) == ("a", "more\n")
+    done = cli(*words, "--show-output", "--fresh", cwd=place)
+    assert done.stdout == "a"
+    assert done.stderr.startswith("more\n")
+
+
+def test_the_report_has_the_end_of_what_programs_write(place: Path) -> None:
+    fill(place / "in", a="a")
+    template = "sh -c 'head -c 100000 /dev/zero; echo end' sh {input}"
+    cli("map", "--backend", "rlimit", "--report", "r.jsonl", "--command", template, "in", cwd=place)
+    (row,) = rows(place / "r.jsonl")
+    assert row["stdout"].startswith("... \0")
+    assert row["stdout"].endswith("\0end\n")
+    assert len(row["stdout"]) == 4 + (1 << 16)
+
+
+# --- at a terminal -----------------------------------------------------------------------------------------
+
+
+def test_what_guests_say_reaches_no_terminal_raw(backend: BackendName, place: Path) -> None:
+    fill(place / "in", a="a")
+    with Terminal("map", "--backend", backend, "worker:say", "in", cwd=place) as terminal:
+        assert terminal.end() == 0
+    assert r"a guest says \x1b[31mred" in terminal.shown
+    assert r"a program says \x1b[2J" in terminal.shown
+    assert "two lines" in terminal.shown
+    assert "\x1b[31mred" not in terminal.shown.replace(r"\x1b", "")
+    assert "\x1b[2J" not in terminal.shown
+
+
+def test_what_programs_say_is_shown_at_no_terminal_raw(place: Path) -> None:
+    fill(place / "in", a="\x1b[2Jtext\n")
+    words = ["map", "--backend", "rlimit", "--show-output", "--command", "cat {input}", "in"]
+    with Terminal(*words, cwd=place) as terminal:
+        assert terminal.end() == 0
+    assert r"\x1b[2Jtext" in terminal.shown
+    assert "\x1b[2J" not in terminal.shown
+
+
+def test_where_there_is_no_terminal_guests_write_as_they_like(place: Path) -> None:
+    fill(place / "in", a="a")
+    done = cli("map", "--backend", "rlimit", "worker:say", "in", cwd=place)
+    assert done.stdout == "a guest says \x1b[31mred\n"
+    assert done.stderr.startswith("a program says \x1b[2J\ntwo lines\n")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal, or its cgroup is frozen."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        if file.read().rpartition(")")[2].split()[0] == "T":
+            return True
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
+        groups = [line[3:].strip() for line in file if line.startswith("0::")]
+    try:
+        return any("frozen 1" in Path(f"{MOUNT}{group}/cgroup.events").read_text() for group in groups)
+    except FileNotFoundError:  # the root, and where version 2 is not mounted
+        return False
+
+
+def test_ctrl_z_stops_the_tasks_too_and_their_time(backend: BackendName, place: Path) -> None:
+    fill(place / "in", a="wait", b="wait", c="quick")
+    seconds = 1.5 * PACE
+    words = ["map", "--backend", backend, "--workers", "2", "--timeout", f"{seconds}s", "worker:read", "in"]
+    with running(*words, cwd=place, process_group=0) as command:
+        wait_until(lambda: len(signs(place)) == 2)
+        tasks = signs(place)
+        command.send(signal.SIGTSTP)
+        wait_until(lambda: is_stopped(command.process.pid) and all(map(is_stopped, tasks)))
+        time.sleep(seconds)  # not to wait for anything: this time must not count
+        command.send(signal.SIGCONT)
+        wait_until(lambda: not any(map(is_stopped, [command.process.pid, *tasks])))
+        (place.parent / "signs" / "go").touch()
+        code, _, stderr = command.end()
+    assert (code, summary(stderr)) == (0, "gwsandbox map: 3 succeeded")
+
+
+def test_a_stopped_run_can_be_ended(backend: BackendName, place: Path) -> None:
+    fill(place / "in", a="wait")
+    with running("map", "--backend", backend, "worker:read", "in", cwd=place, process_group=0) as command:
+        wait_until(lambda: signs(place))
+        with Watched(*signs(place)) as tasks:
+            command.send(signal.SIGTSTP)
+            wait_until(lambda: all(map(is_stopped, [command.process.pid, *tasks.pids])))
+            command.send(signal.SIGKILL)
+            command.end()
+            assert not tasks.living_after(30 * SLOW)
+
+
+# --- failures that are alike, streams that are closed ------------------------------------------------------
+
+
+def test_many_failures_that_are_alike_are_one_line(place: Path) -> None:
+    fill(place / "in", **{f"{number:02}": "x" for number in range(40)})
+    template = "sh -c 'echo cannot read \"$1\" >&2; exit 3' sh {input}"
+    done = cli("map", "--backend", "rlimit", "--workers", "1", "--command", template, "in", cwd=place)
+    first = "; ".join(f"in/{number:02}" for number in range(10))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[:-1] == [
+        f"FAILED 40 inputs: exit code 3: cannot read {{input}}: {first}; and 30 more"
+    ]
+
+
+def test_a_failure_is_shown_soon(place: Path) -> None:
+    """Though others of its kind may come: not only at the end of the run."""
+    fill(place / "in", a="fail", b="wait")
+    with running("map", "--backend", "rlimit", "worker:read", "in", cwd=place) as command:
+        assert command.process.stderr is not None
+        assert command.process.stderr.readline().startswith("FAILED in/a: the function raised: ValueError")
+        (place.parent / "signs" / "go").touch()
+        assert command.end()[0] == 1
+
+
+def test_closed_streams(place: Path) -> None:
+    """What goes to stderr goes nowhere then, and not to stdout or into the next file that is opened."""
+    fill(place / "in", a="fail")
+    line = shlex.join([*CLI, "map", "--backend", "rlimit", "--report", "r.jsonl", "--table", "worker:give", "in"])
+    for closed, code in (("2>&-", 1), (">&- 2>&-", 1), ("<&- >&- 2>&-", 1), ("2>/dev/full", 1), (">/dev/full", 125)):
+        done = sh(f"rm -f r.jsonl; {line} {closed}", place)
+        assert (done.returncode, closed) == (code, closed)
+        assert "FAILED in/a" not in done.stdout
+        assert len(rows(place / "r.jsonl")) == 1
+    assert "stdout cannot be written: No space left on device" in done.stderr
+
+
+def test_a_reader_of_the_table_that_goes_early(place: Path) -> None:
+    fill(place / "in", a="a")
+    line = shlex.join([*CLI, "map", "--backend", "rlimit", "--table", "worker:read", "in"])
+    done = sh(f"({line}; echo $? >code) | true", place)
+    assert (place / "code").read_text() == "0\n"
+    assert summary(done.stderr) == "gwsandbox map: 1 succeeded"
+
+
+def test_names_that_stdout_cannot_encode(place: Path) -> None:
+    fill(place / "in", данные="a")
+    done = cli(
+        "map",
+        "--backend",
+        "rlimit",
+        "--table",
+        "worker:read",
+        "in",
+        cwd=place,
+        env=environment(PYTHONIOENCODING="ascii"),
+    )
+    assert done.returncode == 0
+    assert done.stdout.endswith("in/" + r"\u0434\u0430\u043d\u043d\u044b\u0435" + "\n")
+    assert summary(done.stderr) == "gwsandbox map: 1 succeeded"
+
+
+def sh(script: str, place: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", script],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG_AFTER,
+        check=False,
+    )
+
+
+# --- resuming with other work ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--command", "sort --output {output} {input}", "in"],
+        ["worker:Steps.convert", "in"],
+    ],
+)
+def test_a_report_of_another_command_is_refused(place: Path, words: list[str]) -> None:
+    fill(place / "in", a="a", b="b")
+    common = ["map", "--backend", "rlimit", "--output-dir", "out", "--report", "r.jsonl"]
+    assert cli(*common, "--command", "cp {input} {output}", "in", cwd=place).returncode == 0
+    before = tree(place)
+    done = cli(*common, *words, cwd=place)
+    assert done.returncode == 125
+    assert done.stderr == (
+        "gwsandbox map: the report r.jsonl is of another command: cp in/a out/a; "
+        "choose another one by --report, or do all again by --fresh\n"
+    )
+    assert tree(place) == before
+    assert cli(*common, "--fresh", *words, cwd=place).returncode == 0
+
+
+def test_a_report_may_be_of_several_commands_on_several_inputs(place: Path) -> None:
+    fill(place, in__a="a", more__b="b")
+    for template, folder in (("cat {input}", "in"), ("true {input}", "more"), ("cat {input}", "in")):
+        words = ["--backend", "rlimit", "--report", "r.jsonl", "--command", template, folder]
+        assert cli("map", *words, cwd=place).returncode == 0
+    assert len(rows(place / "r.jsonl")) == 2

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 from dataclasses import fields
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
-from cli_support import CLI, HANG_AFTER, Terminal, cli, environment, running
+from cli_support import CLI, Running, Terminal, cli, environment, running
 from features import missing
 from support import BackendName, Watched, is_running
 
@@ -194,7 +197,8 @@ def test_imports_nothing_that_it_does_not_need(backend: BackendName) -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "gwsandbox.cli.run" in imported
     unneeded = {"psutil", "rich", "cloudpickle", "json", "tempfile", "multiprocessing", "asyncio"}
-    unneeded |= {f"gwsandbox.cli.{name}" for name in ("map", "doctor", "probes", "host", "clean", "results")}
+    unneeded |= {f"gwsandbox.cli.{name}" for name in ("map", "doctor", "clean", "serve", "report_file")}
+    unneeded |= {"logging", "inotify_simple", "gwsandbox.service", "gwsandbox.importer"}
     assert not imported & unneeded
 
 
@@ -240,14 +244,88 @@ def test_a_limit_holds_at_the_terminal(backend: BackendName) -> None:
         assert "gwsandbox: wall-clock limit of 0.3 s reached" in terminal.shown
 
 
+def modes(terminal: Terminal) -> tuple[bool, bool]:
+    """Whether it echoes, and whether it edits lines."""
+    local = terminal.modes()[3]
+    return bool(local & termios.ECHO), bool(local & termios.ICANON)
+
+
+@pytest.mark.parametrize("ending", ["deadline", "SIGKILL", "SIGTERM to the CLI", "ignored SIGTERM to the CLI"])
+def test_the_terminals_modes_are_restored_after_a_kill(backend: BackendName, ending: str) -> None:
+    ignore = "trap '' TERM; " if ending.startswith("ignored") else ""
+    script = f"{ignore}stty -echo -icanon; echo $$ changed; exec sleep 60"
+    limit = ["--timeout", "1s"] if ending == "deadline" else []
+    with Terminal("run", "--backend", backend, *limit, "--grace", "100ms", "--", "sh", "-c", script) as terminal:
+        terminal.until("changed")
+        assert modes(terminal) == (False, False)
+        if ending == "SIGKILL":
+            os.kill(int(terminal.shown.split()[0]), signal.SIGKILL)
+        elif "CLI" in ending:
+            terminal.process.terminate()
+        terminal.end()
+        assert modes(terminal) == (True, True)
+
+
+def test_modes_that_a_program_leaves_by_itself_stay(backend: BackendName) -> None:
+    with Terminal("run", "--backend", backend, "--", "stty", "-echo") as terminal:
+        assert terminal.end() == 0
+        assert modes(terminal) == (False, True)
+
+
+def test_the_terminals_foreground_is_taken_back_after_a_kill(backend: BackendName) -> None:
+    """From a program with a process group of its own, such as a shell; else what comes next is stopped."""
+    source = (
+        "import os, signal; os.setpgid(0, 0); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU]);"
+        " os.tcsetpgrp(0, os.getpid()); os.kill(os.getpid(), 9)"
+    )
+    inner = shlex.join([*CLI, "run", "--backend", backend, "--", *python(source)])
+    with Terminal("run", "--backend", "rlimit", "--", "sh", "-c", f"{inner}; stty echo && echo fine") as terminal:
+        terminal.until("fine")
+        assert terminal.end() == 0
+
+
 # --- signals ---------------------------------------------------------------------------------------------
 
 
+# In a loop of short sleeps: a shell loses a signal that comes as it forks.
+CLEANS_UP = "trap 'echo cleaned; exit 3' INT QUIT TERM HUP USR1; echo on; while :; do sleep 0.02; done"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_to_the_cli_alone_reaches_the_program(backend: BackendName, name: str) -> None:
+    with running("run", "--backend", backend, "--", "sh", "-c", CLEANS_UP) as command:
+        assert command.line() == "on"
+        command.send(getattr(signal, name))
+        assert command.end()[:2] == (3, "cleaned\n")
+
+
+def test_a_signal_reaches_the_programs_process_group(backend: BackendName) -> None:
+    """As under timeout(1), and with a terminal: a shell would wait for the program that it runs."""
+    source = (
+        "import signal, subprocess; signal.signal(signal.SIGTERM, lambda *_: None);"
+        " child = subprocess.Popen(['sleep', '60']); far = subprocess.Popen(['sleep', '60'], process_group=0);"
+        " print('on', flush=True); print(child.wait(), far.poll())"
+    )
+    with running("run", "--backend", backend, "--", *python(source)) as command:
+        assert command.line() == "on"
+        command.send(signal.SIGTERM)
+        assert command.end() == (0, "-15 None\n", "")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_program_that_ends_by_that_signal(backend: BackendName, name: str) -> None:
+    number = getattr(signal, name)
+    with running("run", "--backend", backend, "--", "sh", "-c", "echo on; exec sleep 60") as command:
+        assert command.line() == "on"
+        command.send(number)
+        assert command.end() == (128 + number, "", f"gwsandbox: ended by {name}\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_cli_ends_everything(backend: BackendName, number: signal.Signals) -> None:
-    script = "sleep 60 & echo $$ $!; trap '' TERM HUP; wait"
+def test_a_program_that_ignores_that_signal_is_killed(backend: BackendName, number: signal.Signals) -> None:
+    script = "trap '' TERM HUP; sleep 60 & echo $$ $!; wait"
     with (
-        running("run", "--backend", backend, "--", "sh", "-c", script) as command,
+        running("run", "--backend", backend, "--grace", "100ms", "--", "sh", "-c", script) as command,
         Watched(*map(int, command.line().split())) as program,
     ):
         command.send(number)
@@ -256,26 +334,62 @@ def test_a_signal_to_the_cli_ends_everything(backend: BackendName, number: signa
         assert not any(map(is_running, program.pids))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_the_cli_leaves_ctrl_c_to_the_program(backend: BackendName, number: signal.Signals) -> None:
-    with running("run", "--backend", backend, "--", "sh", "-c", "echo on; read answer; exit $answer") as command:
+def test_a_program_may_go_on_after_sigint(backend: BackendName) -> None:
+    """As an interpreter at its prompt does."""
+    script = "trap 'echo caught' INT; echo on; while :; do read answer && exit $answer; done"
+    with running("run", "--backend", backend, "--grace", "1ms", "--", "sh", "-c", script) as command:
         assert command.line() == "on"
-        command.send(number)
+        command.send(signal.SIGINT)
+        assert command.line() == "caught"
         assert command.process.stdin is not None
         command.process.stdin.write("5\n")
         command.process.stdin.flush()
         assert command.end() == (5, "", "")
 
 
-@pytest.mark.parametrize("name", ["HUP", "INT"])
+def test_a_deadline_with_grace(backend: BackendName) -> None:
+    """SIGTERM first; whatever the program says then, it timed out."""
+    words = ["--timeout", "300ms", "--grace", "60s", "--", "sh", "-c", CLEANS_UP.replace("exit 3", "exit 0")]
+    done = run(backend, *words)
+    assert (done.returncode, done.stdout) == (124, "on\ncleaned\n")
+    assert done.stderr.endswith(
+        "gwsandbox: wall-clock limit of 0.3 s reached; raise --timeout (wall_seconds) if the work needs longer\n"
+    )
+
+
+def test_a_deadline_with_grace_and_a_program_that_ignores_it(backend: BackendName, tmp_path: Path) -> None:
+    words = [
+        "--timeout",
+        "200ms",
+        "--grace",
+        "200ms",
+        "--report",
+        "r",
+        "--",
+        "sh",
+        "-c",
+        "trap '' TERM; sleep 60; wait",
+    ]
+    assert run(backend, *words, cwd=tmp_path).returncode == 124
+    report = json.loads((tmp_path / "r").read_text())
+    assert (report["outcome"], report["exit_code"]) == ("TIMED_OUT", -9)
+    assert report["elapsed_time"] >= 0.4
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM"])
 def test_what_the_caller_ignores_stays_ignored(backend: BackendName, name: str) -> None:
     """As nohup, and a script's background jobs, rely on."""
-    line = " ".join([*CLI, "run", "--backend", backend, "--"])
-    script = f"trap '' {name}; exec {line} sh -c 'kill -{name} $$; kill -{name} $PPID; echo survived'"
-    done = subprocess.run(
-        ["sh", "-c", script], capture_output=True, text=True, env=environment(), timeout=HANG_AFTER, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "survived\n", "")
+    program = f"kill -{name} $$; echo on; read answer; echo survived"
+    line = shlex.join([*CLI, "run", "--backend", backend, "--", "sh", "-c", program])
+    shell = ["sh", "-c", f"trap '' {name}; exec {line}"]
+    with subprocess.Popen(shell, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment()) as process:
+        command = Running(process)
+        assert command.line() == "on"
+        command.send(getattr(signal, f"SIG{name}"))
+        assert process.stdin is not None
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert command.end() == (0, "survived\n", "")
 
 
 def test_the_program_can_be_interrupted(backend: BackendName) -> None:
@@ -347,6 +461,12 @@ def test_unwritable_report_is_an_error_before_anything_starts(tmp_path: Path, pl
         ("--memory", "-1", "write for example 512MiB"),
         ("--memory", "nan", "write for example 512MiB"),
         ("--memory", "99999999999GiB", "more than any machine has"),
+        ("--memory", "1", "'1' is 1 B, which is too little for any program; write for example 512MiB"),
+        ("--memory", "512", "which is too little for any program"),
+        ("--swap", "some", "write for example 512MiB"),
+        ("--timeout", "1h30", "write for example 5s"),
+        ("--grace", "soon", "write for example 5s"),
+        ("--cpus", "50%%", "write for example 0.5 or 50%"),
         ("--timeout", "soon", "write for example 5s"),
         ("--timeout", "-5s", "write for example 5s"),
         ("--timeout", "inf", "write for example 5s"),
@@ -422,3 +542,37 @@ def test_version_and_help() -> None:
     shown = cli("run", "--help").stdout
     options = ["memory", "timeout", "cpu-time", "cpus", "pids", "open-files", "file-size", "output-limit"]
     assert all(f"--{option} " in shown for option in [*options, "backend", "report"])
+
+
+@pytest.mark.skipif(not missing("cgroup2"), reason="this machine has cgroup v2")
+def test_a_limit_that_is_held_fully_is_no_reason_to_warn() -> None:
+    """And what is held less than fully is named by its option; the advice is for a command line."""
+    assert cli("run", "--timeout", "60s", "--open-files", "256", "--", "true").stderr == ""
+    stderr = cli("run", "--timeout", "60s", "--cpus", "50%", "--", "true").stderr
+    assert stderr.startswith("gwsandbox: warning: no cgroup v2 here, ")
+    assert "--cpus: a share of CPUs needs" in stderr
+    assert "`gwsandbox doctor` says why" in stderr
+    assert "backend=" not in stderr + cli("run", "--backend", "cgroup", "--", "true").stderr
+
+
+def test_closed_streams_stay_closed_for_the_program_and_hold_no_report(backend: BackendName, tmp_path: Path) -> None:
+    line = shlex.join([*CLI, "run", "--backend", backend, "--report", "r", "--", "sh", "-c", "echo out; echo err >&2"])
+    done = subprocess.run(
+        ["sh", "-c", f"{line} 2>&-"], cwd=tmp_path, capture_output=True, text=True, env=environment(), check=False
+    )
+    assert (done.stdout, done.stderr) == ("out\n", "")
+    assert json.loads((tmp_path / "r").read_text())["exit_code"] == done.returncode > 0
+
+
+def test_usage_errors_go_nowhere_where_stderr_is_closed() -> None:
+    line = shlex.join([*CLI, "run", "--no-such-option"])
+    done = subprocess.run(["sh", "-c", f"{line} 2>&-"], capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_without_its_packages_the_command_line_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('none', name='typer')\n")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = cli("--version", env=environment(PYTHONPATH=paths))
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == "gwsandbox: the command line needs the package typer; pip install 'gwsandbox[cli]'\n"

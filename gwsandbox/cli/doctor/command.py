@@ -1,4 +1,4 @@
-"""``gwsandbox doctor``: what this host can enforce, why not the rest, and what mends that."""
+"""``gwsandbox doctor``: the limits that this host can enforce, and a reason and a remedy for each other one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import asdict
 from typing import Any
 
 import gwsandbox
-from gwsandbox.cli.doctor.host import Host, look
-from gwsandbox.cli.doctor.probes import Verdict, each_backend
-from gwsandbox.cli.options import FLAGS
+from gwsandbox.cli.doctor.host import Host, inspect_host
+from gwsandbox.cli.doctor.probes import Finding, each_backend
+from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.errors import CgroupError, SandboxError
+from gwsandbox.model.limits import OPTIONS
 from gwsandbox.model.text import one_line
 
-Findings = Mapping[str, "list[Verdict] | SandboxError"]
+Findings = Mapping[str, "list[Finding] | SandboxError"]
 
 ENFORCED, DEGRADED, NOTHING = 0, 1, 2
 _SUMMARY = {
@@ -27,24 +28,24 @@ _SUMMARY = {
 
 
 def examine(*, as_json: bool) -> int:
-    """Run the probes, look at the host, and print what came of it; the exit code."""
+    """Run the probes, inspect the host, and print the findings; the exit code."""
     findings = dict(each_backend())
     refused = findings["cgroup"]
-    host = look(refused if isinstance(refused, CgroupError) else None)
+    host = inspect_host(refused if isinstance(refused, CgroupError) else None)
     code = _exit_code(findings)
     if as_json:
-        print(json.dumps(_as_object(findings, host, code), indent=2))
+        print_lines(json.dumps(_as_object(findings, host, code), indent=2))
     else:
-        print("\n".join(_screen(findings, host, code)))
+        print_lines("\n".join(_screen(findings, host, code)))
     return code
 
 
 def _exit_code(findings: Findings) -> int:
-    """Of what ``--backend auto`` takes: the first that can be had."""
-    verdicts = next((found for found in findings.values() if not isinstance(found, SandboxError)), [])
-    if all(verdict.status == "enforced" for verdict in verdicts) and verdicts:
+    """The exit code for the backend that ``--backend auto`` takes: the first that is available."""
+    found = next((found for found in findings.values() if not isinstance(found, SandboxError)), [])
+    if all(finding.status == "enforced" for finding in found) and found:
         return ENFORCED
-    return NOTHING if all(verdict.status == "not held" for verdict in verdicts) else DEGRADED
+    return NOTHING if all(finding.status == "not held" for finding in found) else DEGRADED
 
 
 def _system() -> str:
@@ -57,17 +58,17 @@ def _screen(findings: Findings, host: Host, code: int) -> Iterator[str]:
     for backend, found in findings.items():
         yield ""
         if isinstance(found, SandboxError):
-            yield f"backend {backend}: cannot be had: {one_line(str(found))}"
+            yield f"backend {backend}: not available: {one_line(str(found))}"
             continue
         yield f"backend {backend}:"
-        for verdict in found:
-            told = ": ".join(filter(None, [verdict.by, verdict.why]))
-            yield f"  {FLAGS[verdict.limit]:<15} {verdict.status:<9} {one_line(told)}"
+        for finding in found:
+            text = ": ".join(filter(None, [finding.by, finding.why]))
+            yield f"  {OPTIONS[finding.limit]:<15} {finding.status:<9} {one_line(text)}"
     yield ""
     yield from (f"{name + ':':<14} {value}" for name, value in host.facts.items())
     for why, lines in host.advice:
         yield ""
-        yield f"To mend it, {why}"
+        yield f"Remedy: {why}"
         yield from (f"    {line}" for line in lines)
     yield ""
     yield _SUMMARY[code]
@@ -80,7 +81,7 @@ def _as_object(findings: Findings, host: Host, code: int) -> dict[str, Any]:
         "backends": {
             backend: {"available": False, "reason": str(found)}
             if isinstance(found, SandboxError)
-            else {"available": True, "limits": {verdict.limit: asdict(verdict) for verdict in found}}
+            else {"available": True, "limits": {finding.limit: asdict(finding) for finding in found}}
             for backend, found in findings.items()
         },
         "host": host.facts,

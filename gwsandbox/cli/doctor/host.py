@@ -1,4 +1,4 @@
-"""What ``gwsandbox doctor`` says of the host: cgroups, swap, kernel; and what mends what is missing."""
+"""The host as ``gwsandbox doctor`` finds it: cgroups, swap, kernel; and a remedy for each feature that is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gwsandbox.model.errors import CgroupError
 
 CgroupVersion = Literal["unified", "hybrid", "legacy", "none"]
 
-# Where a file appeared; the controller without which it is missing anyway.
+# Files of a cgroup: the controller that has the file, and the version of Linux that introduced it.
 _FILES = {
     "memory.peak": ("memory", "5.19"),
     "memory.swap.peak": ("memory", "6.5"),
@@ -26,35 +26,40 @@ _FILES = {
 
 @dataclass(slots=True)
 class Host:
-    """Facts by name, in the order of being shown; and advice, each a sentence and the lines that do it."""
+    """Facts and advice.
+
+    Args:
+        facts: By name, in the order of the screen.
+        advice: Remedies; each is a sentence, and the commands or unit lines to follow.
+    """
 
     facts: dict[str, str] = field(default_factory=dict)
     advice: list[tuple[str, list[str]]] = field(default_factory=list)
 
-    def advise(self, why: str, *lines: str) -> None:
+    def add_advice(self, why: str, *lines: str) -> None:
         self.advice.append((why, list(lines)))
 
 
-def look(refused: CgroupError | None) -> Host:
-    """Look at this host.
+def inspect_host(refused: CgroupError | None) -> Host:
+    """Inspect this host.
 
     Args:
-        refused: Why the cgroup backend cannot be had, where it cannot.
+        refused: Why the cgroup backend is not available; ``None`` where it is.
     """
     host = Host()
     version = cgroup_version(_read("/proc/self/mounts"))
     host.facts["cgroup"] = _version_text(version)
     if version == "unified":
-        _look_at_delegation(host, refused)
+        _inspect_delegation(host, refused)
     else:
-        _advise_unified(host, version)
-    _look_at_swap(host)
+        _add_unified_advice(host, version)
+    _inspect_swap(host)
     host.facts["hardening"] = f"{_user_namespaces()}, {_seccomp()}, {_landlock()}"
     return host
 
 
 def cgroup_version(mounts: str) -> CgroupVersion:
-    """Which hierarchy a table of mounts (proc(5)) has."""
+    """The kind of hierarchy in a table of mounts (proc(5))."""
     lines = [line.split() for line in mounts.splitlines()]
     v2 = [words[1] for words in lines if len(words) > 2 and words[2] == "cgroup2"]
     v1 = any(len(words) > 2 and words[2] == "cgroup" for words in lines)
@@ -74,13 +79,13 @@ def _version_text(version: CgroupVersion) -> str:
     }[version]
 
 
-def _advise_unified(host: Host, version: CgroupVersion) -> None:
+def _add_unified_advice(host: Host, version: CgroupVersion) -> None:
     if version == "none":
-        host.advise("mount cgroup version 2, as root:", f"mount -t cgroup2 none {MOUNT}")
+        host.add_advice("mount cgroup version 2, as root:", f"mount -t cgroup2 none {MOUNT}")
         return
-    host.advise(
+    host.add_advice(
         "boot the host with cgroup version 2; with GRUB, as root:",
-        # As the last word, which wins: the line may hold the opposite.
+        # At the end of the line: the last setting counts, and the line may hold the opposite.
         r"""sed -i 's/^\(GRUB_CMDLINE_LINUX=".*\)"/\1 systemd.unified_cgroup_hierarchy=1"/' /etc/default/grub""",
         "update-grub && reboot",
     )
@@ -89,31 +94,31 @@ def _advise_unified(host: Host, version: CgroupVersion) -> None:
 # --- delegation ------------------------------------------------------------------------------------------
 
 
-def _look_at_delegation(host: Host, refused: CgroupError | None) -> None:
+def _inspect_delegation(host: Host, refused: CgroupError | None) -> None:
     host.facts["own group"] = _shown(_own_group())
     if os.statvfs(MOUNT).f_flag & os.ST_RDONLY:
         host.facts["delegated"] = f"no: {MOUNT} is mounted read-only, as containers have it"
-        _advise_container(host)
+        _add_container_advice(host)
         return
     try:
         top = find_root().path
         host.facts["delegated"] = _shown(top)
     except WrongNamespace as error:
         host.facts["delegated"] = _no(error)
-        _advise_namespace(host, error)
+        _add_namespace_advice(host, error)
         return
     except NotDelegated as error:
         top = _own_group() if refused else _above_scopes()
         host.facts["delegated"] = _no(error) if refused else "no, but systemd gives a scope of its own to each run"
         if refused:
-            _advise_delegation(host)
+            _add_delegation_advice(host)
     except CgroupError as error:  # without a controller that is needed
         top = error.path
         host.facts["delegated"] = _no(error)
-    _look_at_controllers(host, top)
-    _look_at_files(host, top)
+    _inspect_controllers(host, top)
+    _inspect_files(host, top)
     if refused and not host.advice:
-        _advise_delegation(host)
+        _add_delegation_advice(host)
 
 
 def _no(error: CgroupError) -> str:
@@ -121,20 +126,20 @@ def _no(error: CgroupError) -> str:
 
 
 def _above_scopes() -> str:
-    """Of the groups above the scopes that systemd gives us, the lowest that is there already."""
+    """The lowest existing group above the scopes that systemd creates for our runs."""
     uid = os.geteuid()
     return f"{MOUNT}/user.slice/user-{uid}.slice/user@{uid}.service" if uid else MOUNT
 
 
-def _look_at_controllers(host: Host, top: str) -> None:
-    """Which controllers reach the delegated group, and above which group the others end."""
+def _inspect_controllers(host: Host, top: str) -> None:
+    """The controllers that reach the delegated group, and the group where each other one ends."""
     ends = {name: where for name in WANTED if (where := _lacking_ancestor(top, name))}
     there = " ".join(name for name in WANTED if name not in ends) or "none"
     missing = "; ".join(f"{name} ends at {_shown(where)}" for name, where in ends.items())
     host.facts["controllers"] = f"{there}{'; ' if missing else ''}{missing}"
-    ends.pop("io", None)  # no limit of ours uses it yet
-    if ends and not host.advice:  # a delegated group, which other advice gets, has them all
-        _advise_controllers(host, top, ends)
+    ends.pop("io", None)  # no limit uses it
+    if ends and not host.advice:  # other advice gives a delegated group, which has all controllers
+        _add_controllers_advice(host, top, ends)
 
 
 def _lacking_ancestor(top: str, controller: str) -> str:
@@ -147,8 +152,8 @@ def _lacking_ancestor(top: str, controller: str) -> str:
     return lacking
 
 
-def _look_at_files(host: Host, top: str) -> None:
-    """Which files this kernel does not have; not asked of the hierarchy's root, which lacks many."""
+def _inspect_files(host: Host, top: str) -> None:
+    """The files that this kernel lacks. The root of the hierarchy lacks many on any kernel, so a child is inspected."""
     folder = top if os.path.exists(f"{top}/cgroup.events") else _some_group()
     if not folder:
         return
@@ -176,62 +181,62 @@ def _shown(path: str) -> str:
     return path.removeprefix(MOUNT) or "/"
 
 
-# --- what mends the want of it ---------------------------------------------------------------------------
+# --- remedies --------------------------------------------------------------------------------------------
 
 
-def _advise_container(host: Host) -> None:
-    host.advise(
+def _add_container_advice(host: Host) -> None:
+    host.add_advice(
         "start the container with a writable cgroup namespace:",
         "docker run --cgroupns=private --security-opt writable-cgroups=true …   (Docker 28 or later)",
         "podman run --cgroupns=private --security-opt unmask=/sys/fs/cgroup …",
     )
 
 
-def _advise_namespace(host: Host, error: WrongNamespace) -> None:
+def _add_namespace_advice(host: Host, error: WrongNamespace) -> None:
     if error.path == MOUNT:
         # mount(2) refuses to put a file system on top of itself, of another namespace or not.
-        host.advise(
+        host.add_advice(
             "mount the file system of this cgroup namespace, as root:",
             f"umount -lR {MOUNT}",
             f"mount -t cgroup2 none {MOUNT}",
         )
     elif error.path.startswith("/.."):
-        # From inside it cannot be mended: the kernel moves no process into a namespace from there (nsdelegate).
-        host.advise(
+        # The remedy is outside: with nsdelegate the kernel moves no process into a namespace from inside of it.
+        host.add_advice(
             "enter the container by its runtime, or join the cgroup of a process PID in it first, as root on its host:",
             f"echo $$ >{MOUNT}$(sed -n s/^0:://p /proc/PID/cgroup)/cgroup.procs",
             "nsenter --target PID --cgroup --mount -- COMMAND",
         )
     else:
-        _advise_container(host)
+        _add_container_advice(host)
 
 
-def _advise_delegation(host: Host) -> None:
+def _add_delegation_advice(host: Host) -> None:
     uid = os.geteuid()
     if not os.path.isdir("/run/systemd/system"):
         files = "cgroup.procs cgroup.subtree_control cgroup.threads"
-        host.advise("give this user its cgroup, as root:", f"cd {_own_group()} && chown {uid} . {files}")
+        host.add_advice("give this user its cgroup, as root:", f"cd {_own_group()} && chown {uid} . {files}")
         return
     if uid and not os.path.exists(systemd_scope.bus_path()):
-        host.advise("have a user manager, and its bus, as root:", f"loginctl enable-linger {uid}")
+        host.add_advice("start a user manager and its bus, as root:", f"loginctl enable-linger {uid}")
         return
-    _advise_scope(host)
+    _add_scope_advice(host)
     unit = next(reversed(_units(_own_group())), "")
     if unit.endswith(".service") and not is_marked(unit):
-        _advise_unit(host, "or for good", unit)
+        _add_unit_advice(host, "or for good", unit)
 
 
-def _advise_controllers(host: Host, top: str, ends: dict[str, str]) -> None:
-    """Name the unit that passes them on: the first at or below the group where they end."""
+def _add_controllers_advice(host: Host, top: str, ends: dict[str, str]) -> None:
+    """Name the unit that has to pass them on: the first at or below the group where they end."""
     where = min(ends.values(), key=len)
     unit = next((path for path in _units(top) if f"{path}/".startswith(f"{where}/")), "")
     names = " and ".join(ends)
     if unit.endswith(".service"):
-        _advise_unit(host, f"have systemd give the {names} controller on", unit)
+        _add_unit_advice(host, f"pass on the {names} controller", unit)
     elif unit:
-        _advise_scope(host)
+        _add_scope_advice(host)
     else:
-        host.advise(
+        host.add_advice(
             f"give the container the {names} controller, in the unit that runs it on its host:",
             f"Delegate={' '.join(WANTED)}",
         )
@@ -247,21 +252,23 @@ def _units(path: str) -> list[str]:
     return found[::-1]
 
 
-def _advise_scope(host: Host) -> None:
-    # Under su, sudo and cron the environment does not tell systemd-run where the user's bus is.
+def _add_scope_advice(host: Host) -> None:
+    # Under su, sudo and cron the environment lacks the address of the user's bus, which systemd-run needs.
     runtime = os.path.dirname(systemd_scope.bus_path())
     user = f"XDG_RUNTIME_DIR={runtime} systemd-run --user" if os.geteuid() else "systemd-run"
-    host.advise("give gwsandbox a cgroup of its own, for one command:", f"{user} --scope -p Delegate=yes -- COMMAND")
+    host.add_advice(
+        "give gwsandbox a cgroup of its own, for one command:", f"{user} --scope -p Delegate=yes -- COMMAND"
+    )
 
 
-def _advise_unit(host: Host, why: str, unit: str) -> None:
+def _add_unit_advice(host: Host, why: str, unit: str) -> None:
     """Delegate to the unit whose cgroup is ``unit``."""
     name = shlex.quote(os.path.basename(unit))
     if "/user@" in os.path.dirname(unit):
         who, systemctl, folder = "in your unit", "systemctl --user", f"~/.config/systemd/user/{name}.d"
     else:
         who, systemctl, folder = "in the unit, as root", "systemctl", f"/etc/systemd/system/{name}.d"
-    host.advise(
+    host.add_advice(
         f"{why}, {who}:",
         f"mkdir -p {folder}",
         f"printf '[Service]\\nDelegate={' '.join(WANTED)}\\n' >{folder}/delegate.conf",
@@ -272,13 +279,13 @@ def _advise_unit(host: Host, why: str, unit: str) -> None:
 # --- the kernel ------------------------------------------------------------------------------------------
 
 
-def _look_at_swap(host: Host) -> None:
+def _inspect_swap(host: Host) -> None:
     if len(_read("/proc/swaps").splitlines()) < 2:
         host.facts["swap"] = "off"
     elif host.facts["cgroup"].startswith("version 2") and not _accounts_swap():
         host.facts["swap"] = "on, and not accounted: memory limits are refused"
-        host.advise(
-            "have swap accounted, or none:",
+        host.add_advice(
+            "account swap, or turn it off:",
             "boot with swapaccount=1 on the kernel's command line",
             "swapoff -a",
         )
@@ -292,7 +299,7 @@ def _accounts_swap() -> bool:
         if os.path.exists(f"{folder}/memory.max"):
             return os.path.exists(f"{folder}/memory.swap.max")
         folder = os.path.dirname(folder)
-    return True  # nowhere to see it
+    return True  # no group shows it
 
 
 def _user_namespaces() -> str:

@@ -1,4 +1,4 @@
-"""A real task run into each limit: what ``gwsandbox doctor`` knows it knows from these."""
+"""The probes of ``gwsandbox doctor``: a real task runs into each limit."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from typing import Literal
 
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.errors import SandboxError
-from gwsandbox.model.limits import Limits
+from gwsandbox.model.limits import MIB, Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
 
 Status = Literal["enforced", "degraded", "not held"]
 
-_MIB = 1024**2
-_GUARD_SECONDS = 10.0  # what no limit stops, this does
+_GUARD_SECONDS = 10.0  # ends a probe that its limit does not stop
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of one limit.
+class Finding:
+    """The result of one probe.
 
     Args:
         limit: Its field in ``Limits``.
         status: Whether it holds.
-        by: What holds it; empty where nothing does.
-        why: Why it is held less than fully, or not at all.
+        by: The mechanism that holds it; empty where nothing does.
+        why: The reason where it is held less than fully, or not at all.
     """
 
     limit: str
@@ -41,18 +40,24 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A task that wants more than its limit, and how to see whether it got it."""
+    """A task that tries to pass its limit.
+
+    Args:
+        limits: The limit.
+        task: Makes the task.
+        held: Whether the limit held, by the task's result.
+    """
 
     limits: Limits
     task: Callable[[Limits], Task | Command]
     held: Callable[[TaskResult], bool]
 
 
-def run_probes(backend: Literal["cgroup", "rlimit"]) -> list[Verdict]:
-    """One verdict per limit, from real tasks.
+def run_probes(backend: Literal["cgroup", "rlimit"]) -> list[Finding]:
+    """Run all probes; one finding per limit.
 
     Raises:
-        CgroupError: The backend cannot be had here.
+        CgroupError: The backend is not available here.
     """
     with ProcessManager(len(PROBES), limits=Limits(wall_seconds=_GUARD_SECONDS), backend=backend) as manager:
         names = {}
@@ -61,32 +66,32 @@ def run_probes(backend: Literal["cgroup", "rlimit"]) -> list[Verdict]:
             names[id(task)] = name
             manager.queue_task(task)
         results = {names[id(result.task)]: result for result in manager.as_completed()}
-    return [judge(name, probe, results[name]) for name, probe in PROBES.items()]
+    return [assess(name, probe, results[name]) for name, probe in PROBES.items()]
 
 
-def judge(name: str, probe: Probe, result: TaskResult) -> Verdict:
-    """From what the task could do, not only from what the backend says."""
+def assess(name: str, probe: Probe, result: TaskResult) -> Finding:
+    """The finding for one limit: by the effect on the task, not only by the word of the backend."""
     by = result.enforcement.limits.get(name, "")
     why = result.enforcement.degraded.get(name, "")
     if result.outcome is Outcome.SANDBOX_ERROR:
-        return Verdict(name, "not held", why=result.detail)
+        return Finding(name, "not held", why=result.detail)
     if not by:
-        return Verdict(name, "not held", why=why or "nothing holds it")
+        return Finding(name, "not held", why=why or "nothing holds it")
     if not probe.held(result):
         what = result.detail or f"it ended as {result.outcome.name}"
-        return Verdict(name, "not held", why=f"{by} did not stop a task that went past it: {what}")
-    return Verdict(name, "degraded" if why else "enforced", by, why)
+        return Finding(name, "not held", why=f"{by} did not stop a task that went past it: {what}")
+    return Finding(name, "degraded" if why else "enforced", by, why)
 
 
 # --- the tasks -------------------------------------------------------------------------------------------
 
 
 def _eat_memory() -> None:
-    _ = [b"x" * 4 * _MIB for _ in range(16)]  # filled, so that every page is touched
+    _ = [b"x" * 4 * MIB for _ in range(16)]  # filled, so that every page is touched
 
 
 def _fork_many() -> int:
-    """How many children could be had; what lives of them dies with the task."""
+    """Fork up to 24 children; the number of successes. The children end with the task."""
     for number in range(24):
         try:
             pid = os.fork()
@@ -103,7 +108,7 @@ def _burn() -> None:
 
 
 def _share_of_cpu() -> float:
-    """CPU time per wall-clock time, over half a second of trying to get all of it."""
+    """CPU time per wall-clock time of half a second of computing."""
     began, burnt = time.monotonic(), time.process_time()
     while (elapsed := time.monotonic() - began) < 0.5:
         pass
@@ -122,11 +127,11 @@ def _open_many() -> int:
 
 
 def _write_large_file() -> int:
-    """How many bytes went in; a file in memory counts as any other."""
+    """Write up to 1 MiB into a file in memory, which counts as any other; the number of bytes written."""
     fd = os.memfd_create("gwsandbox-probe")
     written = 0
     with contextlib.suppress(OSError):
-        while written < _MIB:
+        while written < MIB:
             written += os.write(fd, bytes(65536))
     os.close(fd)
     return written
@@ -145,7 +150,7 @@ def _got_less_than(much: float) -> Callable[[TaskResult], bool]:
 
 
 PROBES: dict[str, Probe] = {
-    "memory": Probe(Limits(memory=16 * _MIB), _call(_eat_memory), _ended_as(Outcome.OUT_OF_MEMORY)),
+    "memory": Probe(Limits(memory=16 * MIB), _call(_eat_memory), _ended_as(Outcome.OUT_OF_MEMORY)),
     "wall_seconds": Probe(Limits(wall_seconds=0.1), _call(signal.pause), _ended_as(Outcome.TIMED_OUT)),
     "cpu_seconds": Probe(Limits(cpu_seconds=0.1), _call(_burn), _ended_as(Outcome.CPU_TIME_EXCEEDED)),
     "cpus": Probe(Limits(cpus=0.2), _call(_share_of_cpu), _got_less_than(0.5)),
@@ -160,8 +165,8 @@ PROBES: dict[str, Probe] = {
 }
 
 
-def each_backend() -> Iterator[tuple[str, list[Verdict] | SandboxError]]:
-    """For each backend the verdicts, or why it cannot be had."""
+def each_backend() -> Iterator[tuple[str, list[Finding] | SandboxError]]:
+    """For each backend its findings, or the reason why it is not available."""
     backends: tuple[Literal["cgroup", "rlimit"], ...] = ("cgroup", "rlimit")
     for backend in backends:
         try:

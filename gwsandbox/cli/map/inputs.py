@@ -1,4 +1,4 @@
-"""The files that ``gwsandbox map`` is given: found, checked and named before anything starts."""
+"""The input files of ``gwsandbox map``: found and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gwsandbox.cli.map.outputs import is_staging
 from gwsandbox.cli.messages import Failure
 from gwsandbox.model.text import shown
 
-_NAMED = 10  # of many problems, how many are shown
+NAMED = 10  # of many problems, those that a message names
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file to work on.
+    """One input file.
 
     Args:
-        path: As it was given, or below the folder that was given.
-        name: Its path relative to the INPUT argument, which is the name of its output.
+        path: The INPUT argument, or a path below it where that is a folder.
+        name: The path relative to the INPUT argument; the output has the same name.
         size: In bytes.
-        mtime_ns: When it was last modified, in nanoseconds since the Epoch.
+        mtime_ns: Time of the last modification, in nanoseconds since the Epoch.
     """
 
     path: str
@@ -31,46 +31,47 @@ class Input:
     mtime_ns: int
 
 
-def collect(arguments: Sequence[str], never: Iterable[str]) -> list[Input]:
-    """All input files: in the order of the arguments, folders walked and sorted, none twice.
+def collect(arguments: Sequence[str], never: Iterable[str]) -> tuple[list[Input], list[str]]:
+    """All input files, and problems with files that were met in folders.
+
+    The files are in the order of the arguments, folders walked and sorted, none twice.
 
     Args:
         arguments: Files and folders.
-        never: Paths of what is no input though it lies in a folder: the output folder, the report.
+        never: Paths that are no inputs even where they lie in an INPUT folder: the output folder, the report.
 
     Raises:
-        Failure: Some cannot be read; names them.
+        Failure: An argument cannot be read, or nothing can; the text names what cannot.
     """
     excluded = {os.path.realpath(path) for path in never}
-    problems: list[str] = []
+    wrong: list[str] = []
+    met: list[str] = []
     found: dict[str, Input] = {}
-    for argument in arguments:
-        for path, name in _files(os.path.normpath(argument), excluded, problems):
+    for argument in map(os.path.normpath, arguments):
+        if os.path.isdir(argument) and os.access(argument, os.R_OK | os.X_OK):
+            files, problems = _walk(argument, "", excluded, met), met
+        else:
+            files, problems = iter([(argument, os.path.basename(argument))]), wrong
+        for path, name in files:
             key = os.path.abspath(path)
             if key not in found and (file := _check(path, name, problems)):
                 found[key] = file
-    if problems:
-        found_wrong = count(problems, "input")
-        raise Failure(f"{found_wrong} cannot be read, so nothing was started: {first_of(problems)}")
-    return list(found.values())
+    if not found:
+        wrong += met
+    if wrong:
+        raise Failure(f"{count(wrong, 'input')} cannot be read, so nothing was started: {first_of(wrong)}")
+    return list(found.values()), met
 
 
-def first_of(problems: Sequence[str]) -> str:
-    """The first of many, and how many more there are."""
-    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-    return "; ".join(problems[:_NAMED]) + more
+def first_of(problems: Sequence[str], *, of: int | None = None) -> str:
+    """The first ten problems, and the number of the others, where there are ``of`` altogether."""
+    more = (len(problems) if of is None else of) - NAMED
+    return "; ".join(problems[:NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def count(things: Sized, name: str) -> str:
     """``"1 input"``, ``"2 inputs"``."""
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
-
-
-def _files(argument: str, excluded: set[str], problems: list[str]) -> Iterator[tuple[str, str]]:
-    if os.path.isdir(argument):
-        yield from _walk(argument, "", excluded, problems)
-    else:
-        yield argument, os.path.basename(argument)
 
 
 def _walk(folder: str, prefix: str, excluded: set[str], problems: list[str]) -> Iterator[tuple[str, str]]:
@@ -88,8 +89,8 @@ def _walk(folder: str, prefix: str, excluded: set[str], problems: list[str]) -> 
         if entry.is_dir(follow_symlinks=False):
             if not is_staging(entry.name):
                 yield from _walk(path, name, excluded, problems)
-        elif entry.is_file() or (entry.is_symlink() and not os.path.exists(path)):
-            yield path, name  # a link that leads nowhere is a missing input; pipes and sockets are none
+        elif os.path.isfile(path) or not os.path.exists(path):
+            yield path, name  # a link that leads nowhere is an input that is missing; pipes and sockets are no inputs
 
 
 def _check(path: str, name: str, problems: list[str]) -> Input | None:
@@ -98,7 +99,9 @@ def _check(path: str, name: str, problems: list[str]) -> Input | None:
     except OSError as error:
         problems.append(f"{shown(path)}: {error.strerror}")
         return None
-    if not stat.S_ISREG(status.st_mode):
+    if stat.S_ISDIR(status.st_mode):
+        problems.append(f"{shown(path)}: Permission denied")
+    elif not stat.S_ISREG(status.st_mode):
         problems.append(f"{shown(path)}: not a regular file")
     elif not os.access(path, os.R_OK):
         problems.append(f"{shown(path)}: Permission denied")

@@ -1,8 +1,7 @@
 """The output folder of ``gwsandbox map``: outputs are staged in a folder in it and moved into place whole.
 
-A staging folder ``.gwsandbox-PID-STARTTIME`` is removed with its run. One that a killed run left is removed
-by the next: its owner, which the name tells, is dead, and nobody holds the lock in it (which also tells of
-owners in other containers).
+A run removes its staging folder ``.gwsandbox-PID-STARTTIME``. The next run removes that of a killed run: its owner,
+which the name identifies, is dead, and nobody holds the lock in it. The lock also covers owners in other containers.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ _LOCK = "lock"
 
 
 class NoOutput(Exception):
-    """The task succeeded and left no output that can be moved into place; the text says why."""
+    """The task succeeded, and left no output file; the text says why."""
 
 
 def is_staging(name: str) -> bool:
-    """Whether a folder of this name is, or was, a staging folder."""
+    """Whether a folder of this name is a staging folder, of this run or another one."""
     return _STAGING.fullmatch(name) is not None
 
 
 class Outputs:
-    """The output folder, and a staging folder in it while the block lasts.
+    """The output folder, with a staging folder in it inside the block.
 
     Args:
-        folder: Is made where it does not exist.
+        folder: Path of the output folder. It is created where it does not exist.
     """
 
     def __init__(self, folder: str) -> None:
@@ -47,10 +46,10 @@ class Outputs:
         self._count = 0
 
     def __enter__(self) -> Self:
-        """Sweep, and make the staging folder.
+        """Remove staging folders of dead runs, and create this run's.
 
         Raises:
-            Failure: The output folder cannot be made or written.
+            Failure: The output folder cannot be created or written.
         """
         try:
             os.makedirs(self._folder, exist_ok=True)
@@ -60,7 +59,7 @@ class Outputs:
         except OSError as error:
             raise Failure(
                 f"the output folder {shown(self._folder)} cannot be written: {error.strerror}; "
-                "choose another one by --output-dir, or give yourself the right to write there"
+                "choose another one by --output-dir, or change its permissions"
             ) from error
         return self
 
@@ -73,14 +72,14 @@ class Outputs:
         return self._lock
 
     def path(self, name: str) -> str:
-        """Where the output of this name ends up."""
+        """The final path of the output of this name."""
         return os.path.join(self._folder, name)
 
     def stage(self, name: str) -> str:
-        """A path for a task to write its output to; it has the final file's name, in a folder of its own.
+        """Create a folder for one task; the path in it, with the final file's name, that the task writes to.
 
         Raises:
-            Failure: It cannot be made; the disk is full, or the like.
+            Failure: It cannot be created: the disk is full, for example.
         """
         self._count += 1
         folder = f"{self._staging}/{self._count}"
@@ -89,22 +88,22 @@ class Outputs:
         except OSError as error:
             raise Failure(
                 f"the output folder {shown(self._folder)} cannot be written any more: {error.strerror}; "
-                "mend that, and the same command goes on from here"
+                "free some space, and the same command goes on from here"
             ) from error
         return f"{folder}/{os.path.basename(name)}"
 
     def publish(self, staged: str, name: str) -> None:
-        """Move what a task wrote into its place.
+        """Move the staged output of a task to its final path.
 
         Raises:
-            NoOutput: It wrote no regular file there. OSError: It cannot be moved.
+            NoOutput: The task wrote no regular file. OSError: The file cannot be moved.
         """
         try:
             mode = os.lstat(staged).st_mode
         except FileNotFoundError as error:
             raise NoOutput("it succeeded, but wrote no output file") from error
         if not stat.S_ISREG(mode):
-            # A link would let whoever reads the output read something else.
+            # A link could lead a reader of the output to any other file.
             raise NoOutput("it succeeded, but what it wrote is not a regular file")
         target = self.path(name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -112,14 +111,14 @@ class Outputs:
 
     @staticmethod
     def discard(staged: str) -> None:
-        """Remove what is left of a task in the staging folder."""
+        """Remove the folder of one task from the staging folder."""
         shutil.rmtree(os.path.dirname(staged), ignore_errors=True)
 
 
 def _open_lock(staging: str) -> int:
     fd = os.open(f"{staging}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with contextlib.suppress(OSError):  # a file system without locks: the owner's pid has to do
-        # Not flock, which guests would inherit and hold.
+    with contextlib.suppress(OSError):  # on a file system without locks the owner's pid decides alone
+        # Not flock(2): guests would inherit that lock.
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return fd
 
@@ -152,12 +151,12 @@ def _is_alive(name: str, path: str) -> bool:
 
 
 def collisions(names: Iterable[tuple[str, str]], folder: str, keep: Iterable[str]) -> list[str]:
-    """What is wrong with the outputs' names, for people.
+    """Problems with the names of the outputs, one message each.
 
     Args:
         names: (path of the input, name of its output).
         folder: The output folder.
-        keep: Files other than the inputs that no output may replace.
+        keep: Further files, beside the inputs, that no output may replace.
     """
     wanted: dict[str, str] = {}
     problems = []

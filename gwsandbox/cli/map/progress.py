@@ -1,4 +1,4 @@
-"""What ``gwsandbox map`` shows while it runs and at its end."""
+"""The progress bar, the summary and the table of ``gwsandbox map``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from gwsandbox.cli.messages import say
+from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.text import format_size, shown
 
@@ -32,20 +33,26 @@ _WORDS = {
 
 
 @dataclass(slots=True)
-class Tally:
-    """How many inputs ended how.
+class Counts:
+    """How many inputs there are, and how they ended.
 
-    ``skipped`` were done by earlier runs; of these, ``failed_before`` did not succeed.
+    Args:
+        inputs: All inputs.
+        unreadable: Files in folders that cannot be read, and were left out.
+        skipped: Inputs that an earlier run finished.
+        failed_before: Of the skipped, those that did not succeed.
+        outcomes: Inputs that this run finished, by outcome.
     """
 
     inputs: int = 0
+    unreadable: int = 0
     skipped: int = 0
     failed_before: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
 
     @property
     def done(self) -> int:
-        """By this run and earlier ones."""
+        """Inputs that this run or an earlier one finished."""
         return self.outcomes.total() + self.skipped
 
     def summary(self, seconds: float) -> str:
@@ -57,6 +64,8 @@ class Tally:
         ]
         if self.skipped:
             parts.append(f"{self.skipped} skipped")
+        if self.unreadable:
+            parts.append(f"{self.unreadable} not readable")
         text = f"{', '.join(parts)} in {seconds:.1f} s"
         if self.failed_before:
             text += f"; {self.failed_before} of the skipped did not succeed: --retry-failed does them again"
@@ -64,7 +73,7 @@ class Tally:
 
 
 class Progress:
-    """A bar on stderr where that is a terminal; and lines for what people should see at once."""
+    """A progress bar where stderr is a terminal, and lines above it."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -82,15 +91,31 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def suspend(self, stop: Callable[[], None]) -> None:
+        """Take the bar off the terminal while ``stop`` stops this process."""
+        if self._bar is None:
+            stop()
+        else:
+            self._bar.stop()
+            stop()
+            self._bar.start()
+
+    def guest_line(self, stream: TextIO, text: str) -> None:
+        """Print a line of a guest on ``stream``; above the bar, where there is one."""
+        if self._bar is None:
+            print(text, file=stream)
+        else:
+            self.line(text)
+
     def line(self, text: str) -> None:
-        """Show a line, above the bar."""
+        """Print a line above the bar."""
         if self._bar is None:
             say(text, prefix="")
         else:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more finished input."""
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
             if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_REFRESHES:
@@ -110,7 +135,7 @@ def _rich_bar(total: int) -> Any:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        # No thread that refreshes: guests are forked from this process, and would inherit the locks it holds.
+        # No thread refreshes the bar: guests are forked from this process, and inherit the locks that a thread holds.
         auto_refresh=False,
         redirect_stdout=False,
         redirect_stderr=False,
@@ -120,11 +145,11 @@ def _rich_bar(total: int) -> Any:
 
 
 def print_table(rows: Iterable[tuple[str, TaskResult]]) -> None:
-    """Outcome, time, peak memory and file of each, on stdout, sorted by file."""
-    sandboxes = [("OUTCOME", "TIME", "PEAK MEMORY", "FILE")]
+    """Print outcome, time, peak memory and file of each input on stdout, sorted by file."""
+    lines = [("OUTCOME", "TIME", "PEAK MEMORY", "FILE")]
     for path, result in sorted(rows, key=lambda row: row[0]):
         peak = result.usage.memory_peak_bytes
-        sandboxes.append(
+        lines.append(
             (
                 result.outcome.name,
                 "-" if result.elapsed_time is None else f"{result.elapsed_time:.2f} s",
@@ -132,6 +157,10 @@ def print_table(rows: Iterable[tuple[str, TaskResult]]) -> None:
                 shown(path),
             )
         )
-    widths = [max(len(row[column]) for row in sandboxes) for column in range(3)]
-    for outcome, seconds, size, path in sandboxes:
-        print(f"{outcome:<{widths[0]}}  {seconds:>{widths[1]}}  {size:>{widths[2]}}  {path}")
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    print_lines(
+        "\n".join(
+            f"{outcome:<{widths[0]}}  {seconds:>{widths[1]}}  {size:>{widths[2]}}  {path}"
+            for outcome, seconds, size, path in lines
+        )
+    )

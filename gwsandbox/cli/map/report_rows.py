@@ -1,4 +1,4 @@
-"""The report of ``gwsandbox map``, a row of JSON per finished input, and what it says on the next run."""
+"""The report of ``gwsandbox map``: a row of JSON per finished input, which the next run reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,15 +22,16 @@ _NOT_FINAL = frozenset({Outcome.CANCELLED.name, Outcome.SANDBOX_ERROR.name})
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the report of an earlier run says of an input."""
+    """The row of one input in the report of an earlier run."""
 
     size: int
     mtime_ns: int
     outcome: str
     output: str | None
+    task: list[str]
 
     def is_of(self, file: Input, output: str | None) -> bool:
-        """Whether it tells how this very file ended, and its output is where it is wanted."""
+        """Whether the row is about this version of the file, and its output is in place."""
         if (self.size, self.mtime_ns) != (file.size, file.mtime_ns) or self.outcome in _NOT_FINAL:
             return False
         return self.output == output and (not self.succeeded or output is None or os.path.exists(output))
@@ -39,15 +41,15 @@ class Row:
         return self.outcome == Outcome.SUCCEEDED.name
 
 
-class Ledger:
-    """The report file, locked for this run; ``rows`` holds what was in it, by the path of the input.
+class ReportRows:
+    """The report file, locked for this run; ``rows`` holds its rows, by the path of the input.
 
     Args:
-        path: Of the report; is made where it does not exist.
-        fresh: What is in it does not count, and is removed by ``begin``.
+        path: Of the report. The file is created where it does not exist.
+        fresh: Whether ``begin`` removes the rows of earlier runs.
 
     Raises:
-        Failure: It cannot be read or written, is another run's at present, or is no report.
+        Failure: The file cannot be read or written, another run writes it, or it is no report.
     """
 
     def __init__(self, path: str, *, fresh: bool) -> None:
@@ -75,12 +77,33 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
+    def row_of(self, file: Input, output: str | None, task: list[str]) -> Row | None:
+        """The row of a file that was worked on as it is now; ``None`` where there is none.
+
+        Args:
+            file: The input.
+            output: Path of its output.
+            task: The work, as a row has it.
+
+        Raises:
+            Failure: The row is of other work.
+        """
+        row = self.rows.get(file.path)
+        if row is None or not row.is_of(file, output):
+            return None
+        if row.task != task:
+            raise self._failure(
+                f"is of another command: {shown(shlex.join(row.task))}",
+                "choose another one by --report, or do all again by --fresh",
+            )
+        return row
+
     def begin(self) -> None:
-        """Cut off a row that a killed run left unfinished; or all of them, for a fresh start."""
+        """Cut off the unfinished row of a killed run; for a fresh start, cut off all rows."""
         os.ftruncate(self._fd, 0 if self._fresh else self._end)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row, in one write: what is killed here leaves it whole, absent, or torn as the last one.
+        """Add a row, by one write(2): a kill leaves it whole, absent, or torn at the end of the file.
 
         Raises:
             Failure: The disk is full, or the like.
@@ -92,7 +115,7 @@ class Ledger:
         except OSError as error:
             raise self._failure(
                 f"cannot be written any more: {error.strerror}",
-                "mend that, and the same command goes on from here",
+                "free some space, and the same command goes on from here",
             ) from error
 
     def _check_kind(self) -> None:
@@ -101,7 +124,7 @@ class Ledger:
 
     def _lock(self) -> None:
         try:
-            # Not flock, which guests would inherit and hold.
+            # Not flock(2): guests would inherit that lock.
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
@@ -110,7 +133,7 @@ class Ledger:
                 ) from error
 
     def _read(self) -> int:
-        """Take in the rows; where the last whole one ends."""
+        """Read the rows; the offset where the last whole one ends."""
         end = 0
         # Not through a duplicate: closing any descriptor of the file would give up its lock.
         with open(self._fd, "rb", closefd=False) as file:
@@ -125,13 +148,13 @@ class Ledger:
     def _take(self, line: bytes, number: int) -> None:
         try:
             row = json.loads(line)
-            found = Row(row["input_size"], row["input_mtime_ns"], row["outcome"], row["output"])
+            found = Row(row["input_size"], row["input_mtime_ns"], row["outcome"], row["output"], row["task"])
             self.rows[row["input"]] = found
         except (ValueError, KeyError, TypeError) as error:
             raise self._no_report(number) from error
 
     def _check_torn(self, line: bytes, number: int) -> None:
-        """A file of somebody else that lacks its last line break must not lose its last line."""
+        """Refuse a file that is no report: ``begin`` would cut off its last line where that lacks a line break."""
         head = b'{"input": '
         if number == 1 and line[: len(head)] != head[: len(line)]:
             raise self._no_report(number)

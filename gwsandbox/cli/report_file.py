@@ -1,4 +1,4 @@
-"""A ``TaskResult`` as JSON, and files that are written whole or not at all."""
+"""``ReportFile``: a file for one JSON object, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from gwsandbox.cli.messages import Failure
 
 
 class ReportFile:
-    """Where one JSON object goes; written by ``write``, whole or not at all.
+    """The file for one JSON object.
+
+    Args:
+        path: Of the file. A regular file is replaced; anything else (/dev/stderr, a pipe) is written to.
 
     Raises:
-        Failure: It could not be written; found out at once, before any work is done.
+        Failure: The file cannot be written. This is checked at once, before the program runs.
     """
 
     def __init__(self, path: str) -> None:
-        # What is no regular file (/dev/stderr, a pipe) is written to, never replaced; a link stays a link.
+        # A link stays a link: its target is replaced.
         self._replace = not os.path.exists(path) or os.path.isfile(path)
         self._path = os.path.realpath(path) if self._replace else path
         self._staged = f"{os.path.dirname(self._path)}/.{os.path.basename(self._path)}.{os.getpid()}"
@@ -39,7 +42,7 @@ class ReportFile:
         """Write ``value`` and a line break.
 
         Raises:
-            Failure: It could not be written.
+            Failure: The file cannot be written.
         """
         text = json.dumps(value, indent=2) + "\n"
         try:

@@ -1,0 +1,98 @@
+"""What ``gwsandbox map`` prints while its tasks run, and how it waits for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+from typing import Self
+
+from gwsandbox.cli.map.failures import Failures
+from gwsandbox.cli.map.guest_output import GuestOutput
+from gwsandbox.cli.map.progress import Progress
+from gwsandbox.cli.map.target import hide_from_guests
+from gwsandbox.cli.signals import SignalQueue, suspend
+from gwsandbox.manager import ProcessManager
+from gwsandbox.model.result import TaskResult
+from gwsandbox.model.task import CommandOutput
+from gwsandbox.model.text import shown
+
+
+class Display:
+    """The progress bar, the lines above it, and the output of guests.
+
+    Args:
+        total: Number of inputs to work on.
+        suspensions: Holds back the signal of Ctrl-Z.
+    """
+
+    def __init__(self, total: int, suspensions: SignalQueue) -> None:
+        self._suspensions = suspensions
+        self._output = GuestOutput()
+        self._progress = Progress(total)
+        self._failures = Failures(self._progress.line)
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self._output)
+            hide_from_guests(*self._output.own_descriptors(), self._suspensions.fileno())
+            undo.enter_context(self._progress)
+            undo.callback(self._finish)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def _finish(self) -> None:
+        self._output.pass_on(self._progress.guest_line, at_end=True)
+        self._failures.print_due(everything=True)
+
+    def wait(self, fd: int, manager: ProcessManager) -> None:
+        """Wait until ``fd`` can be read; meanwhile print what comes, and stop and go on with the guests at Ctrl-Z."""
+        poll = select.poll()
+        for source in (fd, self._suspensions.fileno(), *self._output.readers()):
+            poll.register(source, select.POLLIN)
+        while True:
+            seconds = self._failures.seconds_to_wait()
+            ready = [found for found, _ in poll.poll(None if seconds is None else seconds * 1000 + 1)]
+            if self._suspensions.take():
+                manager._send_signal(signal.SIGSTOP)
+                self._progress.suspend(suspend)
+                manager._send_signal(signal.SIGCONT)
+            self._output.pass_on(self._progress.guest_line)
+            self._failures.print_due()
+            if fd in ready:
+                return
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.line(text)
+
+    def finished(self, path: str, result: TaskResult) -> None:
+        """Count a finished input, and print it where it failed."""
+        if not result.success:
+            self._failures.add(path, result)
+        self._progress.advance()
+
+    def show(self, output: CommandOutput) -> None:
+        """Print what a program wrote: escaped at a terminal, else as it is."""
+        for stream, data in ((sys.stdout, output.stdout), (sys.stderr, output.stderr)):
+            if not data:
+                continue
+            if stream.isatty():
+                for line in data.decode(errors="replace").splitlines():
+                    self._progress.guest_line(stream, shown(line))
+            else:
+                stream.flush()
+                with contextlib.suppress(OSError):  # its reader is gone
+                    _write(stream.fileno(), data)
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
