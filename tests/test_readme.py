@@ -37,7 +37,7 @@ from test_house import FLOORS
 
 import gwsandbox
 from gwsandbox import Limits, Outcome
-from gwsandbox.cli.options import FLAGS
+from gwsandbox.model.limits import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("gwsandbox", "tests", "scripts", "systemd", ".github")
@@ -378,7 +378,7 @@ def test_the_suites_are_all_there() -> None:
 
 def test_every_public_name_and_every_limit_is_in_the_readme() -> None:
     words = set(re.findall(r"(?:--)?\w[\w-]*", TEXTS["README.md"]))
-    assert {*gwsandbox.__all__, *Limits.__slots__, *FLAGS.values()} - words == set()
+    assert {*gwsandbox.__all__, *Limits.__slots__, *OPTIONS.values()} - words == set()
 
 
 def test_the_version_stands_in_one_place() -> None:
