@@ -20,9 +20,9 @@ import typer
 
 from faultlab.mutate import mutated
 from gwsandbox.backends.cgroup import files
-from gwsandbox.cli import app
+from gwsandbox.cli.app import app
 from gwsandbox.cli.map.inputs import Input
-from gwsandbox.cli.map.progress_file import Ledger
+from gwsandbox.cli.map.report_rows import ReportRows
 from gwsandbox.cli.messages import Failure
 from gwsandbox.ipc import channel, record
 from gwsandbox.ipc.channel import Channel, Order, Report
@@ -225,7 +225,7 @@ def _read_report(data: bytes, place: str) -> None:
     path = f"{place}/report"
     with open(path, "wb") as file:
         file.write(data)
-    with Ledger(path, fresh=False) as found:
+    with ReportRows(path, fresh=False) as found:
         for row in found.rows.values():
             row.is_of(Input("/a", "a", 0, 1), None)
         found.begin()

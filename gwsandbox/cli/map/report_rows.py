@@ -148,8 +148,8 @@ class ReportRows:
     def _take(self, line: bytes, number: int) -> None:
         try:
             row = json.loads(line)
-            found = Row(row["input_size"], row["input_mtime_ns"], row["outcome"], row["output"], row["task"])
-            self.rows[row["input"]] = found
+            task = [str.__str__(word) for word in row["task"]]
+            self.rows[row["input"]] = Row(row["input_size"], row["input_mtime_ns"], row["outcome"], row["output"], task)
         except (ValueError, KeyError, TypeError) as error:
             raise self._no_report(number) from error
 
