@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from spools import SpoolFolder
+from spools import FUNCTION, SpoolFolder
 from support import BEAT, SLOW
 
 import gwsandbox
@@ -247,7 +247,7 @@ def test_the_corpus_is_processed_and_little_is_exposed(instance: Instance) -> No
 def test_killed_at_random_moments(instance: Instance) -> None:
     """Twenty times. Every file ends in one place, with its rows in the ledger; none is lost or half there."""
     instance.configure(
-        f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"',
+        FUNCTION,
         top='backend = "cgroup"\ninterruptions = 100',
         tables='[limits]\nmemory = "300MiB"\nwall_seconds = 1000',
     )
@@ -289,7 +289,7 @@ def test_killed_at_random_moments(instance: Instance) -> None:
 
 def test_watchdog_notices_a_frozen_loop(instance: Instance) -> None:
     # The hanging file is tried again after the restart: the stop at the end shall not wait for it.
-    instance.configure(f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"', top="drain_seconds = 1")
+    instance.configure(FUNCTION, top="drain_seconds = 1")
     instance.drop_in("watchdog", f"[Service]\nWatchdogSec={max(int(BEAT), 3)}s\n")
     instance.start()
     instance.put("hang", "hang")
@@ -307,7 +307,7 @@ def test_watchdog_notices_a_frozen_loop(instance: Instance) -> None:
 
 
 def test_reload_and_drain(instance: Instance) -> None:
-    worker = f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"'
+    worker = FUNCTION
     instance.configure(worker, top=f"attempts = 1\ndrain_seconds = {4 * BEAT}")
     instance.start()
     pid = instance.show("MainPID")
@@ -350,7 +350,7 @@ def test_reload_and_drain(instance: Instance) -> None:
 
 
 def test_journal_says_it_in_fields(instance: Instance) -> None:
-    instance.configure(f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"', top="attempts = 1")
+    instance.configure(FUNCTION, top="attempts = 1")
     instance.start()
     instance.put("a b\n.txt", "crash")
     instance.wait_until(instance.is_quiet)
@@ -369,7 +369,7 @@ def test_journal_says_it_in_fields(instance: Instance) -> None:
 
 def test_metrics_port_by_its_drop_in(instance: Instance) -> None:
     instance.drop_in("port", (UNITS / "drop-ins" / "metrics-port.conf").read_text())
-    instance.configure(f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"', tables="[metrics]\nport = 9464")
+    instance.configure(FUNCTION, tables="[metrics]\nport = 9464")
     run("ip", "link", "set", "lo", "up")
     instance.start()
     instance.put("a", "content")
@@ -380,7 +380,7 @@ def test_metrics_port_by_its_drop_in(instance: Instance) -> None:
 
 def test_an_ordinary_user_delivers(instance: Instance) -> None:
     """A member of the group writes into incoming, and reads what is done; nobody else does either."""
-    instance.configure(f'path = ["{REPO}/tests"]\nfunction = "spool_worker:work"')
+    instance.configure(FUNCTION)
     instance.start()
     incoming = instance.root / "incoming"
     script = f"umask 022; echo content > {incoming}/from-tester"
