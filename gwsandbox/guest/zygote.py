@@ -240,7 +240,7 @@ def _fill(
     if isinstance(task, Command):
         setup.program = task.argv, task.cwd, task.env
     elif task is not None:
-        setup.call = task.func, task.args, task.kwargs
+        setup.call = task.func, task.args, task.kwargs, task.returns
     elif is_command:
         setup.program = pickle.loads(message[REQUEST.size : size] if work is None else call.read_stored(work))
     else:

@@ -15,7 +15,8 @@ from gwsandbox.model.errors import TransferError
 from gwsandbox.model.task import Task
 from gwsandbox.model.text import describe
 
-Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]  # function, arguments, keyword arguments
+Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any], tuple[type, ...]]
+"""Function, arguments, keyword arguments, and the types of the caller's own that a plain result may hold."""
 
 
 def pack_task(task: Task, *, by_value: bool) -> bytes:
@@ -28,7 +29,7 @@ def pack_task(task: Task, *, by_value: bool) -> bytes:
     Raises:
         TransferError: Some part cannot be pickled; names its type.
     """
-    call = task.func, task.args, task.kwargs  # not the task itself, of which a guest needs no more
+    call = task.func, task.args, task.kwargs, task.returns  # not the task itself, of which a guest needs no more
     if not by_value:
         try:
             return pickle.dumps(call, protocol=5)
