@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
-from gwsandbox.ipc.call import as_plain_function
 from gwsandbox.model.text import one_line, shown
 
 
@@ -44,7 +44,7 @@ def import_function(
         kind = type(found).__name__
         raise ValueError(f"{name!r} cannot be called: it is of type {kind}; name a function")  # noqa: TRY004
     _check_call(found, name, parameters, if_unfit)
-    return as_plain_function(found)
+    return _as_plain_function(found)
 
 
 def _check_call(function: Callable[..., Any], name: str, parameters: Sequence[str], remedy: str) -> None:
@@ -104,3 +104,23 @@ def _where(error: BaseException) -> str:
 
 def _file(module: ModuleType) -> str:
     return getattr(module, "__file__", None) or "built in"
+
+
+def _as_plain_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``; or, for a coroutine function, a function that runs it by ``asyncio.run``."""
+    return functools.partial(_run_coroutine, function) if _is_coroutine_function(function) else function
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, FunctionType):  # nearly always
+        return inspect.iscoroutinefunction(function)
+    method = getattr(function, "__call__", None)  # noqa: B004 - the method of an object
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
+
+
+def _run_coroutine(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    import asyncio  # noqa: PLC0415 - 60 ms, and most tasks are plain functions
+
+    return asyncio.run(function(*args, **kwargs))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gwsandbox.ipc import record
+from gwsandbox.ipc import pickling, record
 from gwsandbox.ipc.channel import LOST, Report
 from gwsandbox.ipc.exception import FORGED, Raised
 from gwsandbox.ipc.output_store import received
+from gwsandbox.ipc.pickling import Buffer
 from gwsandbox.model.errors import (
     CpuTimeExceeded,
     GuestCrashed,
@@ -59,7 +60,7 @@ def make_result(
         options: Of the run.
         held: What holds the run's hardening, by mechanism.
     """
-    report, value, exception = _open_payload(task, report, descriptor, trusted=options.trusted)
+    report, value, exception = _open_payload(task, report, descriptor, options)
     if report.outcome is Outcome.TIMED_OUT and options.other_threads and isinstance(task, Task):
         report = report._replace(detail=f"{report.detail}; {_BESIDE_THREADS.format(options.other_threads)}")
     if report.outcome is not Outcome.SUCCEEDED and (exception is None or _overrules(report)):
@@ -108,16 +109,17 @@ def _overrules(report: Report) -> bool:
 
 
 def _open_payload(
-    task: Task | Command, report: Report, descriptor: int | None, *, trusted: bool
+    task: Task | Command, report: Report, descriptor: int | None, options: RunOptions
 ) -> tuple[Report, Any, BaseException | None]:
     """What the guest sent: the report as it stands then, the value, the exception."""
     if isinstance(report.payload, tuple):
         return _open_output(report, report.payload, descriptor)
     nothing = CommandOutput(b"", b"") if isinstance(task, Command) else None
-    if report.error is not None or not _is_wanted(report, descriptor, trusted=trusted):
+    if report.error is not None or not _is_wanted(report, descriptor, trusted=options.trusted):
         return report, nothing, report.error
+    load = _loader(task, options)
     try:
-        content = _read(report.payload, descriptor)
+        content = _read(report.payload, descriptor, load)
     except TransferError as error:
         if report.outcome is Outcome.SUCCEEDED:
             report = report._replace(outcome=Outcome.FAILED, detail=str(error))
@@ -128,12 +130,24 @@ def _open_payload(
         return report, nothing, TransferError(FORGED)
     if not _overrules(report):
         report = report._replace(detail=_with_text(report, content))
-    return report, nothing, _exception(content, report, trusted=trusted)
+    return report, nothing, content.exception(load) if options.trusted else _stand_in(content, report)
 
 
-def _exception(raised: Raised, report: Report, *, trusted: bool) -> BaseException | None:
-    if trusted:
-        return raised.exception()
+def _loader(task: Task | Command, options: RunOptions) -> Callable[..., Any]:
+    """What makes a value, or an exception, of what the guest wrote: where results are plain, no pickle."""
+    if options.hardening.results == "pickle":
+        return pickling.load
+    from gwsandbox.ipc import plain  # noqa: PLC0415 - 10 ms, and most runs have pickles
+
+    returns = task.returns if isinstance(task, Task) else ()
+
+    def load(body: Buffer, _buffers: Sequence[Buffer] = ()) -> Any:
+        return plain.decode(body, returns)
+
+    return load
+
+
+def _stand_in(raised: Raised, report: Report) -> BaseException | None:
     return None if report.outcome is Outcome.SANDBOX_ERROR else raised.stand_in()
 
 
@@ -167,12 +181,12 @@ def _is_wanted(report: Report, descriptor: int | None, *, trusted: bool) -> bool
     return trusted or (descriptor is None and isinstance(report.payload, bytes) and record.is_bytes(report.payload))
 
 
-def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None) -> Any:
+def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None, load: Callable[..., Any]) -> Any:
     if descriptor is not None:
         _refuse_lost(descriptor)
-        return record.read_descriptor(descriptor)
+        return record.read_descriptor(descriptor, load)
     assert isinstance(payload, bytes)
-    return record.read_inline(payload)
+    return record.read_inline(payload, load)
 
 
 def _refuse_lost(descriptor: int) -> None:

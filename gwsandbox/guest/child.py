@@ -57,6 +57,7 @@ class Setup:
         be_subreaper: Whether a guest's orphans are to stay below it.
         tid_address: See ``syscalls.clone3``.
         born_inside: Whether guests are born in their cgroups.
+        records: The module that writes its record: ``record``, or ``plain_record``.
         is_command: Whether to run ``program``, or to make ``call``.
         program: The program.
         call: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
@@ -73,27 +74,9 @@ class Setup:
     """
 
     __slots__ = (
-        "be_subreaper",
-        "born_inside",
-        "call",
-        "calls",
-        "cgroup",
-        "control",
-        "data_limit",
-        "inherited",
-        "is_command",
-        "keep_descriptors",
-        "keep_terminal",
-        "program",
-        "program_calls",
-        "result",
-        "ruleset",
-        "start_event",
-        "stderr",
-        "stdin",
-        "stdout",
-        "supervisor",
-        "tid_address",
+        *("be_subreaper", "born_inside", "call", "calls", "cgroup", "control", "data_limit", "inherited"),
+        *("is_command", "keep_descriptors", "keep_terminal", "program", "program_calls", "records", "result"),
+        *("ruleset", "start_event", "stderr", "stdin", "stdout", "supervisor", "tid_address"),
     )
 
     is_command: bool
@@ -123,6 +106,11 @@ class Setup:
         self.be_subreaper = be_subreaper
         self.tid_address = syscalls.tid_address()
         self.born_inside = True
+        self.records: Any = record
+        if options.hardening.results == "plain":
+            from gwsandbox.ipc import plain_record  # noqa: PLC0415 - 10 ms, and most runs have pickles
+
+            self.records = plain_record
         self.confine(Confinement())
 
     def confine(self, confinement: Confinement) -> None:
@@ -207,9 +195,9 @@ def run_guest(setup: Setup) -> NoReturn:
             _call(setup, *_open_call(setup.call))
         code = _execute(setup, *setup.program)
     except GuestSetupError as error:
-        record.write_exception(setup.result, error, Delivery.STEP_FAILED)
+        setup.records.write_exception(setup.result, error, Delivery.STEP_FAILED)
     except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
-        record.write_exception(setup.result, error, Delivery.RAISED)
+        setup.records.write_exception(setup.result, error, Delivery.RAISED)
     finally:
         syscalls.leave(code)
 
@@ -303,15 +291,21 @@ def _open_call(sent: Call | bytes | int) -> Call:
     return call.unpack_call(sent) if isinstance(sent, bytes) else sent
 
 
-def _call(setup: Setup, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
+def _call(
+    setup: Setup,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    returns: tuple[type, ...],
+) -> NoReturn:
     """Run a Python call, leave its record, and end."""
     try:
         value = func(*args, **kwargs)
         if value is not None and type(value) is CoroutineType:
             value = _run_coroutine(value)
-        code = 0 if record.write_value(setup.result, value) else 1
+        code = 0 if setup.records.write_value(setup.result, value, returns) else 1
     except BaseException as error:  # noqa: BLE001 - all that a task raises is its result
-        code = _tell(setup.result, error)
+        code = _tell(setup, error, returns)
     finish.finish(setup.result, code)
 
 
@@ -321,7 +315,7 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(coroutine)
 
 
-def _tell(result: int, error: BaseException) -> int:
+def _tell(setup: Setup, error: BaseException, returns: tuple[type, ...]) -> int:
     """Leave the record of what the task raised; the exit code."""
     if isinstance(error, record.ResultLostError):
         return RESULT_LOST
@@ -331,7 +325,7 @@ def _tell(result: int, error: BaseException) -> int:
         _use_report_reserve()
     _leave_out_ours(error)
     try:
-        record.write_exception(result, error, delivery)
+        setup.records.write_exception(setup.result, error, delivery, returns)
     except record.ResultLostError:
         return RESULT_LOST
     return _exit_code(error)
@@ -375,7 +369,7 @@ def _execute(setup: Setup, argv: tuple[str, ...], cwd: str | None, env: dict[str
             _exec_as_script(argv, env)
         # Named as it was given: execvpe names the last folder of PATH that it looked into.
         named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))
-        record.write_exception(setup.result, named, Delivery.NOT_EXECUTED)
+        setup.records.write_exception(setup.result, named, Delivery.NOT_EXECUTED)
         missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
         return NOT_FOUND if missing else NOT_EXECUTABLE
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import pickle
 import resource
-import types
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,32 +15,13 @@ from gwsandbox.model.errors import TransferError
 from gwsandbox.model.task import Task
 from gwsandbox.model.text import describe
 
-Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]  # function, arguments, keyword arguments
+Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any], tuple[type, ...]]
+"""Function, arguments, keyword arguments, and the types of the caller's own that a plain result may hold."""
 
 
 def call_of(task: Task) -> Call:
     """The call that a guest makes for ``task``."""
-    return as_plain_function(task.func), task.args, task.kwargs
-
-
-def as_plain_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``; or, for a coroutine function, a function that runs it by ``asyncio.run``."""
-    return functools.partial(_run_coroutine, function) if _is_coroutine_function(function) else function
-
-
-def _is_coroutine_function(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if isinstance(function, types.FunctionType):  # nearly always
-        return inspect.iscoroutinefunction(function)
-    method = getattr(function, "__call__", None)  # noqa: B004 - the method of an object
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
-
-
-def _run_coroutine(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    import asyncio  # noqa: PLC0415 - 60 ms, and most tasks are plain functions
-
-    return asyncio.run(function(*args, **kwargs))
+    return task.func, task.args, task.kwargs, task.returns
 
 
 def pack_task(task: Task, *, by_value: bool) -> bytes:

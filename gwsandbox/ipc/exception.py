@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from gwsandbox.ipc import pickling
+from gwsandbox.ipc.pickling import Buffer
 from gwsandbox.model.errors import RemoteError, RemoteTraceback, TransferError
 from gwsandbox.model.foreign import ForeignError, call_foreign
 from gwsandbox.model.text import cut, describe, format_size, safe_text, type_name
@@ -39,7 +41,7 @@ class Raised(NamedTuple):
         traceback: As the interpreter prints it; "" where there is none.
         reason: Why it could not be pickled, or "".
         notes: Its notes.
-        pickled: The exception itself; empty where it could not be pickled, or is too large.
+        pickled: The exception itself, as a pickle or plain data; empty where it could not be packed, or is too large.
     """
 
     type_name: str
@@ -58,12 +60,16 @@ class Raised(NamedTuple):
         """An exception of ours that says what is known of it."""
         return _complete(RemoteError(self.type_name, self.text, reason or self.reason), self)
 
-    def exception(self) -> BaseException:
-        """The exception itself, or a stand-in for what cannot be unpickled here; its cause is the traceback."""
+    def exception(self, load: Callable[[Buffer], Any] = pickling.load) -> BaseException:
+        """The exception itself, or a stand-in for what cannot be made here; its cause is the traceback.
+
+        Args:
+            load: Makes it of what it was packed as.
+        """
         if not self.pickled:
             return self.stand_in()
         try:
-            error = pickling.load(self.pickled)
+            error = load(self.pickled)
         except TransferError as why:
             return self.stand_in(str(why))
         if not isinstance(error, BaseException):
@@ -83,11 +89,23 @@ def _complete(error: _E, raised: Raised) -> _E:
 # --- in the guest ----------------------------------------------------------------------------------------
 
 
-def pack(error: BaseException, *, with_traceback: bool = True) -> bytes:
-    """The body of the record of an exception. Whatever its class does, it comes to one."""
+def _pickled(error: BaseException) -> bytes:
+    return pickling.dump_checked(error, in_band=True)[0]
+
+
+def pack(
+    error: BaseException, *, with_traceback: bool = True, dump: Callable[[BaseException], bytes] = _pickled
+) -> bytes:
+    """The body of the record of an exception. Whatever its class does, it comes to one.
+
+    Args:
+        error: The exception.
+        with_traceback: Whether its traceback is of use.
+        dump: Makes bytes of the exception itself.
+    """
     pickled, reason = b"", ""
     try:
-        pickled, _ = pickling.dump_checked(error, in_band=True)
+        pickled = dump(error)
         if len(pickled) > LARGEST_PICKLE:
             pickled, reason = (
                 b"",

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gwsandbox.ipc import plain_numpy
+from gwsandbox.ipc.pickling import Buffer
 from gwsandbox.ipc.plain_format import (
     BUILTIN_ERRORS,
     COMPLEX128,
@@ -58,7 +59,7 @@ _FAILURES = (
 )
 
 
-def decode(data: bytes | memoryview, returns: Sequence[type] = ()) -> Any:
+def decode(data: Buffer, returns: Sequence[type] = ()) -> Any:
     """The value that ``plain_encoder.encode`` made of it.
 
     Args:

@@ -20,7 +20,7 @@ import os
 import pickle
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gwsandbox.ipc import exception, pickling
@@ -49,6 +49,10 @@ INLINE = 1 << 16  # bytes up to which a record travels in the report itself
 _PLAIN = frozenset({type(None), bool, int, float, str})  # what pickles in no other way than unpickles
 
 
+Load = Callable[[Buffer, Sequence[Buffer]], Any]
+"""What makes a value of the body of a record and the buffers behind it."""
+
+
 class ResultLostError(Exception):
     """A guest cannot write its record; the text says why."""
 
@@ -56,10 +60,11 @@ class ResultLostError(Exception):
 # --- the record, written by the guest -------------------------------------------------------------------
 
 
-def write_value(fd: int, value: object) -> bool:
+def write_value(fd: int, value: object, _returns: Sequence[type] = ()) -> bool:
     """Write the value that the function returned; whether that went well.
 
-    Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead.
+    Where it cannot be pickled, or not be unpickled again, an exception that says so is written instead. Of the types
+    that the caller declared only ``plain_record`` makes use.
 
     Raises:
         ResultLostError: The descriptor is not that of the record any more.
@@ -87,7 +92,26 @@ def write_value(fd: int, value: object) -> bool:
     return True
 
 
-def write_exception(fd: int, error: BaseException, delivery: Delivery) -> None:
+def write_pieces(fd: int, kind: int, pieces: Sequence[Buffer]) -> None:
+    """Write a record whose body is these pieces, one behind the other.
+
+    Raises:
+        ResultLostError: The descriptor is not that of the record any more.
+    """
+    if len(pieces) == 1:
+        _write_record(fd, kind, pieces[0], [])
+        return
+    _check_record(fd)
+    try:
+        position = _HEAD.size
+        for piece in pieces:
+            position = write_all(fd, piece, position)
+        _write_head(fd, _HEAD.pack(_MAGIC, kind, position - _HEAD.size, 0, position))
+    except OSError as error:
+        raise ResultLostError(describe(error)) from error
+
+
+def write_exception(fd: int, error: BaseException, delivery: Delivery, _returns: Sequence[type] = ()) -> None:
     """Write an exception, with its texts.
 
     Raises:
@@ -108,9 +132,13 @@ def _is_record(fd: int) -> bool:
         return False
 
 
-def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
+def _check_record(fd: int) -> None:
     if not _is_record(fd):
         raise ResultLostError("the task has closed it, or put another file in its place")
+
+
+def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
+    _check_record(fd)
     try:
         _write_parts(fd, kind, body, buffers)
     except OSError as error:
@@ -245,25 +273,33 @@ def is_bytes(record: bytes) -> bool:
     return bool(record[4] & _BYTES_VALUE)
 
 
-def read_inline(record: bytes) -> Any:
+def read_inline(record: bytes, load: Load = pickling.load) -> Any:
     """The value, or the ``Raised``, of a small record.
 
+    Args:
+        record: The record.
+        load: Makes the value of its bytes.
+
     Raises:
-        TransferError: It does not unpickle.
+        TransferError: No value can be made of it.
     """
     if record == _NONE:
         return None
     if is_bytes(record):
         return record[_HEAD.size : _HEAD.size + _HEAD.unpack_from(record)[2]]
     # A bytearray, so that arrays come out writable as they were.
-    return _load(memoryview(bytearray(record)))
+    return _load(memoryview(bytearray(record)), load)
 
 
-def read_descriptor(fd: int) -> Any:
+def read_descriptor(fd: int, load: Load = pickling.load) -> Any:
     """The value, or the ``Raised``, of a large record; the descriptor stays open.
 
+    Args:
+        fd: The descriptor.
+        load: Makes the value of its bytes.
+
     Raises:
-        TransferError: It does not unpickle.
+        TransferError: No value can be made of it.
     """
     with open(fd, "rb", buffering=0, closefd=False) as file:
         head = os.pread(fd, _HEAD.size, 0)
@@ -272,7 +308,7 @@ def read_descriptor(fd: int) -> Any:
             return fitting(file.readall)  # into one object of the right size: nothing is held twice
         if head[4] != _VALUE and os.fstat(fd).st_size > _HEAD.size + exception.LARGEST_BODY:
             raise TransferError(exception.FORGED)
-        return _load(memoryview(fitting(lambda: _map(fd))))
+        return _load(memoryview(fitting(lambda: _map(fd))), load)
 
 
 def fitting(read: Callable[[], Any]) -> Any:
@@ -303,7 +339,7 @@ def _map(fd: int) -> mmap.mmap:
     return copy
 
 
-def _load(record: memoryview) -> Any:
+def _load(record: memoryview, load: Load) -> Any:
     try:
         _, kind, length, count, _ = _HEAD.unpack_from(record)
         position = _HEAD.size + length
@@ -316,4 +352,4 @@ def _load(record: memoryview) -> Any:
     except (struct.error, OverflowError) as error:
         raise TransferError(f"result cannot be unpickled here: {describe(error)}") from error
     body = record[_HEAD.size : _HEAD.size + length]
-    return pickling.load(body, buffers) if kind == _VALUE else exception.unpack(body)
+    return load(body, buffers) if kind == _VALUE else exception.unpack(body)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gwsandbox.model.declared import check_declared
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.text import shorten
 
@@ -19,12 +20,15 @@ class Task:
         args: Positional arguments; any iterable.
         kwargs: Keyword arguments.
         limits: Limits of this task; each field that it says overrides the manager's.
+        returns: Dataclasses, enums, named tuples and exceptions of your own that its result may hold where
+            ``Hardening.results`` is "plain". They are put together without a call of their code.
 
     Raises:
-        TypeError: ``func`` cannot be called; ``args`` is a text, a mapping or not iterable; ``kwargs`` is no mapping.
+        TypeError: ``func`` cannot be called; ``args`` is a text, a mapping or not iterable; ``kwargs`` is no mapping;
+            or one of ``returns`` is another type.
     """
 
-    __slots__ = ("args", "func", "kwargs", "limits")
+    __slots__ = ("args", "func", "kwargs", "limits", "returns")
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class Task:
         kwargs: Mapping[str, Any] | None = None,
         *,
         limits: Limits | None = None,
+        returns: Iterable[type] = (),
     ) -> None:
         if not callable(func):
             raise TypeError(f"func must be callable, not {type(func).__name__}: {shorten(func)}")
@@ -45,6 +50,7 @@ class Task:
         self.args = _positional(args)
         self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
         self.limits = check_limits(limits)
+        self.returns = check_declared(returns) if returns != () else ()
 
     def __repr__(self) -> str:
         name = getattr(self.func, "__name__", None) or repr(self.func)

@@ -290,8 +290,9 @@ def test_a_task_by_reference_and_by_value() -> None:
             sorted,
             ("abc",),
             {"reverse": True},
+            (),
         )
-    local, _, _ = call.unpack_call(call.pack_task(Task(lambda: 5), by_value=False))
+    local, *_ = call.unpack_call(call.pack_task(Task(lambda: 5), by_value=False))
     assert local() == 5
 
 

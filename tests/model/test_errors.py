@@ -96,10 +96,11 @@ CONTRACT = {
     "Usage",
     "Enforcement",
     "DegradedWarning",
+    "Hardening",
     "run",
     "memory_usage",
 }
-NOT_YET = {"Hardening", "SandboxExecutor"}
+NOT_YET = {"SandboxExecutor"}
 ERRORS = {kind.__name__ for kind in [*OURS, *THEIRS, RemoteError, RemoteTraceback]}
 
 
