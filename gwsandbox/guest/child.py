@@ -119,7 +119,7 @@ class Setup:
         self.ruleset = confinement.ruleset
 
 
-def reset_inherited_state(caller: int, *, keep_ignored: bool) -> None:
+def reset_inherited_state(*, keep_ignored: bool) -> None:
     """In the zygote, once: what a fork does not do.
 
     Signal handlers become the interpreter's own, and multiprocessing forgets the caller's children and queues
@@ -127,10 +127,9 @@ def reset_inherited_state(caller: int, *, keep_ignored: bool) -> None:
     queue that the caller has used would lose what the guest puts into it.
 
     Args:
-        caller: Its pid.
         keep_ignored: Whether signals that the caller ignores stay ignored.
     """
-    finish.forget_callers(caller)
+    finish.forget_callers()
     signal.set_wakeup_fd(-1)  # the caller's event loop must not be told of a guest's signals
     for number in signal.valid_signals() - _UNSTOPPABLE:
         wanted = _INTERPRETERS.get(number, signal.SIG_DFL)
@@ -303,8 +302,12 @@ def _call(
         value = func(*args, **kwargs)
         if value is not None and type(value) is CoroutineType:
             value = _run_coroutine(value)
+        if os.getppid() != setup.supervisor:
+            finish.leave_fork(0)
         code = 0 if setup.records.write_value(setup.result, value, returns) else 1
     except BaseException as error:  # noqa: BLE001 - all that a task raises is its result
+        if os.getppid() != setup.supervisor:
+            finish.leave_fork(_exit_code(error))
         code = _tell(setup, error, returns)
     finish.finish(setup.result, code)
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # below ``signal``, whose Python makes enums: pages written
 import atexit
-import contextlib
 import functools
-import os
 import signal
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
+from gwsandbox.guest import trackers
 from gwsandbox.ipc import record
 from gwsandbox.linux.syscalls import leave
 from gwsandbox.model.verdict import GRACE_SECONDS
@@ -40,38 +39,25 @@ _EXECUTORS = {
     "loky.process_executor": "_threads_wakeups",
     "joblib.externals.loky.process_executor": "_threads_wakeups",
 }
-_TRACKERS = (
-    "multiprocessing.resource_tracker",
-    "loky.backend.resource_tracker",
-    "joblib.externals.loky.backend.resource_tracker",
-)
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where shm_open(3) makes its files
 
 _inherited_exit_functions = 0
 _inherited_callbacks = 0
-_caller = 0
 _ending: tuple[int, int] | None = None  # the result descriptor and the exit code
 
 
 # --- in the zygote ---------------------------------------------------------------------------------------
 
 
-def forget_callers(caller: int) -> None:
-    """In the zygote, once: what the caller has registered for its own exit is not for its guests to do.
-
-    Args:
-        caller: Its pid.
-    """
-    global _caller, _inherited_exit_functions, _inherited_callbacks  # noqa: PLW0603 - read in every guest
-    _caller = caller
+def forget_callers() -> None:
+    """In the zygote, once: what the caller has registered for its own exit is not for its guests to do."""
+    global _inherited_exit_functions, _inherited_callbacks  # noqa: PLW0603 - read in every guest
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
         finalizer.atexit = False
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
     for name, attribute in _EXECUTORS.items():
         if name in sys.modules:
             getattr(sys.modules[name], attribute).clear()
-    for tracker in _trackers():
-        tracker.__init__()  # it has the caller's, which would keep until the caller's end what a guest forgets
+    trackers.forget_callers()
     # The last one registered is the first to be called. Cleared they must not be: they may be all that keeps a
     # TemporaryDirectory of the caller's, which would go with them.
     atexit.register(_leave_out_callers)
@@ -84,13 +70,6 @@ def rehearse() -> None:
     """In the zygote, once: see ``child.warm_up``."""
     _set_handler(_ALARM, _DEFAULT)
     _set_alarm(0)
-
-
-def _trackers() -> Iterator[Any]:
-    """The resource trackers that this process knows of."""
-    for name in _TRACKERS:
-        if (module := sys.modules.get(name)) is not None:
-            yield module.__dict__["_resource_tracker"]
 
 
 # --- in the guest ----------------------------------------------------------------------------------------
@@ -115,6 +94,18 @@ def finish(result: int, code: int) -> NoReturn:
             _call_exit_functions(result, code)
         if "multiprocessing.util" in _modules:
             _end_processes(result)
+        _flush()
+    finally:
+        leave(code)
+
+
+def leave_fork(code: int) -> NoReturn:
+    """Let a fork end that the task made, and that came back from its function: all but its output is its parent's.
+
+    Args:
+        code: Exit code.
+    """
+    try:
         _flush()
     finally:
         leave(code)
@@ -172,46 +163,5 @@ def _end_processes(result: int) -> None:
         names = [process.name for process in children if not process.daemon]
         what = f"process {', '.join(map(repr, names))}" if names else "what multiprocessing is to end"
         _wait_for(what, result, util._exit_function)
-    for tracker in _trackers():
-        if tracker._fd is not None:
-            _wait_for("its resource tracker", result, functools.partial(_stop, tracker, result))
-
-
-# --- resource trackers -----------------------------------------------------------------------------------
-
-
-def _stop(tracker: Any, result: int) -> None:
-    """Let a tracker see that its process ends, and wait until it has removed what was forgotten."""
-    if tracker is _modules[_TRACKERS[0]].__dict__["_resource_tracker"]:
-        _spare_attached(tracker, result)
-    os.close(tracker._fd)
-    tracker._fd = None
-    with contextlib.suppress(ChildProcessError):  # the task has reaped it
-        os.waitpid(tracker._pid, 0)
-
-
-def _spare_attached(tracker: Any, result: int) -> None:
-    """Let it forget the shared memory that the task has not made.
-
-    Python registers what is only attached as well (before 3.13, or without ``track=False``), and the tracker would
-    remove it from under those who use it. What is older than the task is not the task's; nor is what the caller has
-    mapped. The kernel keeps both times by the same clock, and nothing has read the result descriptor so far.
-    """
-    born = os.fstat(result).st_atime_ns
-    callers = _mapped_by_caller()
-    with os.scandir(_SHARED_MEMORY) as entries:
-        for entry in entries:
-            if entry.name.isascii() and (entry.stat().st_ctime_ns < born or entry.name in callers):
-                # Registered first, for to unregister what is not registered is an error.
-                tracker.register(f"/{entry.name}", "shared_memory")
-                tracker.unregister(f"/{entry.name}", "shared_memory")
-
-
-def _mapped_by_caller() -> set[str]:
-    found = set()
-    with contextlib.suppress(OSError), open(f"/proc/{_caller}/maps", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            _, place, name = line.rstrip("\n").partition(f"{_SHARED_MEMORY}/")
-            if place:
-                found.add(name)
-    return found
+    for tracker in trackers.running():
+        _wait_for("its resource tracker", result, functools.partial(trackers.stop, tracker))

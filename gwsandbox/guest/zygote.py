@@ -85,7 +85,7 @@ def _get_ready(
     """Do once what every guest would have to do."""
     syscalls.die_with_parent()
     setup = child.Setup(control.fileno(), options, be_subreaper=be_subreaper)
-    child.reset_inherited_state(options.caller, keep_ignored=options.pass_through)
+    child.reset_inherited_state(keep_ignored=options.pass_through)
     if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
         syscalls.unblock_signals()
     for number, limit in limits.items():

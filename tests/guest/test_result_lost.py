@@ -109,3 +109,34 @@ def test_nor_is_what_is_left_noted_in_a_file_in_its_place(backend: BackendName, 
         KEPT.clear()
     assert path.read_bytes() == TEXT
     assert (result.outcome, result.result) == (Outcome.SUCCEEDED, "value")
+
+
+def fork_and_return(what: object) -> tuple[str, int]:
+    """Both come back from here; the child first, as its parent waits."""
+    pid = os.fork()
+    if pid == 0:
+        print("of the fork")
+        if isinstance(what, BaseException):
+            raise what
+        return "of the fork", 0
+    return "of the task", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize(("what", "code"), [(None, 0), (ValueError("of the fork"), 1), (SystemExit(7), 7)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_that_returns_from_the_function_leaves_no_record(backend: BackendName, what: object, code: int) -> None:
+    assert run(fork_and_return, (what,), backend=backend).result == ("of the task", code)
+
+
+def die_after_a_fork_returned() -> str:
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        os._exit(3)
+    return "of the fork"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nor_is_what_it_returned_the_tasks_value(backend: BackendName) -> None:
+    result = run(die_after_a_fork_returned, backend=backend)
+    assert (result.outcome, result.exit_code, result.result) == (Outcome.FAILED, 3, None)
