@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start_method=asked.start_method,
         json=asked.json,
         point=getattr(asked, "point", None),
+        manner=getattr(asked, "manner", None),
     )
     print(f"seed {options.seed}", flush=True)
     subcommand = cast("_Subcommand", importlib.import_module(f"faultlab.{asked.subcommand}"))
@@ -62,4 +63,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         one.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
         if name == "inject":
             one.add_argument("--point", metavar="ROLE:CALL:N:ERRNO:MANNER", help="the one fault to inject")
+            one.add_argument("--manner", choices=("once", "lasting"), help="(default: both)")
     return parser.parse_args(arguments)

@@ -10,6 +10,7 @@ Only calls that the package makes count, itself or through the standard library;
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import fcntl
 import json
@@ -110,6 +111,8 @@ _MODULES: Mapping[str, ModuleType] = {
 }
 _CALLS = tuple(ERRNOS)
 _NUMBER = struct.Struct("=Q")
+_SHOWN = 3  # failures of which the stack is kept
+_open, _write, _close = os.open, os.write, os.close  # as they are before they are patched
 _FIRED = 0  # place of the number of failures in the counters' file
 _SIZE = _NUMBER.size * (1 + len(ROLES) * len(_CALLS))
 
@@ -131,6 +134,7 @@ class Hook:
         self._role = ROLES.index(role)
         self._fault: dict[str, Any] = fault or {}
         self._get_pid = os.getpid
+        self._place = f"{folder}/stacks"
 
     def fails(self, call: str) -> int:
         """The errno with which this call is to fail; 0: it is not."""
@@ -144,7 +148,8 @@ class Hook:
             return 0
         if count != fault["number"] and not (fault["lasting"] and count > fault["number"]):
             return 0
-        self._count(_FIRED)
+        if self._count(_FIRED) <= _SHOWN:
+            _write_stack(self._place)
         return getattr(errno, fault["errno"])  # type: ignore[no-any-return]
 
     def _count(self, place: int) -> int:
@@ -161,6 +166,26 @@ def _is_of_the_package(frame: FrameType | None) -> bool:
             return bool(room == "gwsandbox")
         frame = frame.f_back
     return False
+
+
+def _write_stack(path: str) -> None:
+    """Say where a call fails, the innermost first."""
+    lines = []
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None:
+        lines.append(f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {frame.f_code.co_name}")
+        frame = frame.f_back
+    # Not opened beforehand: processes of the package close what they do not know.
+    fd = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _write(fd, f"fails in {' < '.join(lines[:8])}\n".encode())
+    _close(fd)
+
+
+def stacks(folder: str) -> str:
+    """Where the first calls failed."""
+    with contextlib.suppress(FileNotFoundError), open(f"{folder}/stacks", encoding="utf-8") as file:
+        return file.read()
+    return ""
 
 
 def counts(folder: str) -> tuple[int, dict[tuple[Role, str], int]]:

@@ -23,7 +23,8 @@ from gwsandbox.linux.errnos import NOT_NOW
 
 _SORTS = ("square", "large", "failing", "echo", "limited", "printing", "cat", "argument", "nap")
 _LATE = 5
-_LONGEST, _STALLED = 15.0, 5.0  # seconds
+# Seconds that a run may take, and that it may rest, before it is taken for hung. What lasts is borne for a while.
+_ONCE, _LASTING = (15.0, 5.0), (90.0, 40.0)
 
 # Steps without which there is no run: each says so in its error, and every task that has not ended fails with it.
 _FATAL = ("start supervisor", "fork supervisor", "supervise", "watch the caller", "open the event loop")
@@ -48,7 +49,12 @@ class Point:
     lasting: bool
 
     def __str__(self) -> str:
-        return f"{self.role}:{self.call}:{self.number}:{self.errno}:{'lasting' if self.lasting else 'once'}"
+        return f"{self.role}:{self.call}:{self.number}:{self.errno}:{self.manner}"
+
+    @property
+    def manner(self) -> str:
+        """In one word."""
+        return "lasting" if self.lasting else "once"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -64,6 +70,7 @@ def run(options: Options) -> Tally:
         tally.add(one_round(options, options.methods()[0], Point.parse(options.point)))
         return tally
     points = [(method, point) for method in options.methods() for point in _points(options, method)]
+    points = [(method, point) for method, point in points if options.manner in {None, point.manner}]
     tally.notes.append(f"{len(points)} points are reachable")
     random.Random(options.seed).shuffle(points)
     for method, point in points[: options.rounds]:
@@ -95,8 +102,9 @@ def _injected(plan: Plan, fault: Mapping[str, Any] | None) -> tuple[int, dict[tu
     folder = tempfile.mkdtemp(prefix="faultlab-")
     try:
         hook.prepare(folder, fault)
-        ended = driver.run(functools.partial(_drive, plan, folder), longest=_LONGEST, stalled=_STALLED)
-        return *hook.counts(folder), ended
+        longest, stalled = _LASTING if fault and fault["lasting"] else _ONCE
+        ended = driver.run(functools.partial(_drive, plan, folder), longest=longest, stalled=stalled)
+        return *hook.counts(folder), dataclasses.replace(ended, log=hook.stacks(folder) + ended.log)
     finally:
         shutil.rmtree(folder)
 

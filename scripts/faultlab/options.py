@@ -22,6 +22,7 @@ class Options:
         start_method: ``None``: both.
         json: Where to write the figures.
         point: For "inject": the one fault to inject.
+        manner: For "inject": "once" or "lasting"; ``None``: both.
     """
 
     seed: int
@@ -31,6 +32,7 @@ class Options:
     start_method: StartMethod | None = None
     json: Path | None = None
     point: str | None = None
+    manner: str | None = None
     began: float = field(default_factory=time.monotonic)
 
     def methods(self) -> tuple[StartMethod, ...]:
