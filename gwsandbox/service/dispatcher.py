@@ -104,11 +104,14 @@ class Dispatcher:
         """Seconds until the first waiting file may be tried; ``None``: no file waits."""
         return max(self._waiting[0][0] - time.monotonic(), 0) if self._waiting else None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether no attempt may begin now, as a disk fails or the sandbox may not work."""
+        return not self._is_recovered or bool(self.storage.failure) or self._wants_probe or self._pool.is_probing
+
     def has_work(self) -> bool:
         """Whether an attempt could begin now."""
-        if not self._is_recovered or self.storage.failure or self._wants_probe or self._pool.is_probing:
-            return False
-        return len(self._watcher) > 0 or self.seconds_to_wait() == 0
+        return not self.is_held and (len(self._watcher) > 0 or self.seconds_to_wait() == 0)
 
     def begin_one(self) -> None:
         """Begin an attempt on a file that has waited long enough, or else on a new one."""

@@ -178,7 +178,7 @@ class Service:
         ]
         if self._check_memory_at is not None:
             moments.append(self._until(self._check_memory_at))
-        elif self._has_room():
+        elif self._has_room() and not self._dispatcher.is_held:
             moments.append(self._dispatcher.seconds_to_wait())
         return min((moment for moment in moments if moment is not None), default=None)
 

@@ -240,3 +240,31 @@ def test_each_operation_fails(
             tried += 1
     print(f"{tried} runs, in each of which another operation failed")
     assert tried >= counter.count
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_disk_that_stays_broken_does_not_keep_the_service_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file waits whose next attempt is due, another is ready, and a step has failed."""
+    monkeypatch.setattr(Worker, "outcomes", (Outcome.TIMED_OUT,))
+    monkeypatch.setattr(storage_guard, "RETRY_SECONDS", 1000.0)
+    monkeypatch.setattr(service_module, "RETRY_SECONDS", 1000.0)
+    folder = SpoolFolder(tmp_path)
+    folder.configure(top="settle_seconds = 1000")
+    with Service(str(folder.config), read_config(str(folder.config))) as service, quiet():
+        service._start_supervisor()
+        service._dispatcher.recover()
+        folder.put("a", "content")
+        while not service._dispatcher.waiting:
+            service._turn()
+        service._dispatcher.storage.fail(OSError(errno.EROFS, "read-only"))
+        folder.put("b", "content")
+        for _ in range(10):
+            if (service._seconds_to_wait() or 0) > 1:
+                break
+            service._turn()
+        else:
+            pytest.fail("it never waits")
+        assert "no file is taken: [Errno 30] read-only" in service._status()
+    assert folder.names("done") == set()
