@@ -79,8 +79,10 @@ class ProcessManager:
         self.worker_timeout_seconds = _plain(worker_timeout_seconds, "worker_timeout_seconds")
         self.memory_limit_in_gib = _plain(memory_limit_in_gib, "memory_limit_in_gib")
         self.limits = _limits(limits, self.worker_timeout_seconds, self.memory_limit_in_gib)
-        self.hardening = check_hardening(hardening)
-        self.start_method = "forkserver" if self.hardening.needs_clean_interpreter else start_method
+        self.hardening = _existing_user(check_hardening(hardening))
+        self.start_method = start_method
+        if self.hardening.needs_clean_interpreter and not _pass_through:  # with which there are programs only
+            self.start_method = "forkserver"
         self.preload = _module_names(preload, self.start_method)
         self.task_results: list[TaskResult] = []
         self._backend = choose_backend(backend, stacklevel=3)
@@ -314,6 +316,17 @@ def _workers(max_workers: int | None) -> int:
     if number > MOST_WORKERS:
         raise ValueError(f"max_workers of {number} is more than any machine can run at a time ({MOST_WORKERS})")
     return number or len(os.sched_getaffinity(0))
+
+
+def _existing_user(hardening: Hardening) -> Hardening:
+    if hardening.user not in {None, "slot"}:
+        import pwd  # noqa: PLC0415 - of no other use
+
+        try:
+            pwd.getpwnam(str(hardening.user))
+        except KeyError:
+            raise ValueError(f"hardening has user={hardening.user!r}, and there is no such user") from None
+    return hardening
 
 
 def _module_names(preload: Iterable[str], start_method: str) -> tuple[str, ...]:

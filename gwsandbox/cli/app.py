@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import sys
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import typer
 
 import gwsandbox
+from gwsandbox.cli.hardening_options import with_hardening_options
 from gwsandbox.cli.messages import failures_as_messages
 from gwsandbox.cli.options import Backend, check_workers, parse_grace, with_limit_options
 from gwsandbox.cli.streams import make_safe, print_lines
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.task import Command
 
@@ -72,9 +75,11 @@ def _gwsandbox(
     context_settings={"allow_interspersed_args": False},
 )
 @with_limit_options
-def run(
+@with_hardening_options
+def run(  # noqa: PLR0917 - Typer calls it, by keyword
     command: Annotated[list[str], typer.Argument(metavar="[--] COMMAND [ARG]...", show_default=False)],
     limits: Limits,
+    hardening: Hardening,
     backend: Backend = "auto",
     grace: Grace = None,
     report: Annotated[
@@ -96,14 +101,16 @@ def run(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="COMMAND") from error
     with failures_as_messages():
-        raise typer.Exit(run_program(program, limits, backend, report=report, grace=grace))
+        raise typer.Exit(run_program(program, limits, backend, hardening=hardening, report=report, grace=grace))
 
 
 @app.command("map", no_args_is_help=True)
 @with_limit_options
+@with_hardening_options
 def map_(  # noqa: PLR0917 - Typer calls it, by keyword
     arguments: Annotated[list[str], typer.Argument(metavar="[MODULE:FUNCTION] INPUT...", show_default=False)],
     limits: Limits,
+    hardening: Hardening,
     backend: Backend = "auto",
     command: Annotated[
         str | None,
@@ -151,6 +158,7 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
         arguments=arguments,
         command=command,
         limits=limits,
+        hardening=replace(hardening, results="plain"),
         backend=backend,
         grace=grace,
         workers=workers,

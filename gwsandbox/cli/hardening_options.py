@@ -34,6 +34,15 @@ _Network = Annotated[
 _Environment = Annotated[
     list[str] | None, typer.Option("--env", metavar="NAME", help="Variable that is kept; can be repeated.")
 ]
+_Require = Annotated[
+    str | None,
+    typer.Option(
+        "--require",
+        metavar="NAME,…",
+        show_default=False,
+        help="Mechanisms without which nothing is run. Default: all that strict asks for; 'none' only tries them.",
+    ),
+]
 _User = Annotated[
     str | None, typer.Option("--user", metavar="NAME", help="slot: a user id of its own for each slot. Or a user.")
 ]
@@ -44,6 +53,7 @@ HARDENING_OPTIONS: dict[str, tuple[Any, Any]] = {
     "network": (_Network, None),
     "environment": (_Environment, None),
     "user": (_User, None),
+    "require": (_Require, None),
 }
 
 
@@ -55,6 +65,7 @@ def make_hardening(
     network: str | None,
     environment: list[str] | None,
     user: str | None,
+    require: str | None,
 ) -> Hardening:
     """What the options mean together. Relative paths are below the current folder.
 
@@ -69,6 +80,8 @@ def make_hardening(
         changes["readable"] = (*(base.readable or ()), *map(os.path.abspath, readable))
     if environment:
         changes["environment"] = (*(base.environment or ()), *environment)
+    if require is not None:
+        changes["require"] = frozenset(filter(None, require.replace("none", "").split(",")))
     try:
         return dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
     except (TypeError, ValueError) as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from gwsandbox.backends.rlimit import RlimitBackend
 from gwsandbox.model.errors import DegradedWarning, SandboxError
+from gwsandbox.model.hardening import ENFORCED, OPTIONAL_MECHANISMS
 from gwsandbox.model.limits import OPTIONS, Limits
 from gwsandbox.model.result import Enforcement
 from gwsandbox.model.text import one_line, shown
@@ -31,6 +32,12 @@ def not_held(limits: Limits, enforcement: Enforcement) -> list[str]:
     """A warning for each requested limit that nothing holds."""
     missing = limits.requested().keys() & enforcement.degraded.keys() - enforcement.limits.keys()
     return [f"warning: {name} was not limited: {enforcement.degraded[name]}" for name in sorted(missing)]
+
+
+def not_hardened(enforcement: Enforcement) -> list[str]:
+    """A warning for each part of the hardening that was asked for by an option of its own and does not fully hold."""
+    held = {name: enforcement.hardening.get(name, ENFORCED) for name in OPTIONAL_MECHANISMS}
+    return [f"warning: {name}: {text}" for name, text in held.items() if text != ENFORCED]
 
 
 @contextlib.contextmanager

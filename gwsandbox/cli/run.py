@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
 import time
+from collections.abc import Callable
 
-from gwsandbox.cli.messages import OWN_FAILURE, degradation_as_message, not_held, say
+from gwsandbox.cli.messages import OWN_FAILURE, degradation_as_message, not_hardened, not_held, say
 from gwsandbox.cli.options import BackendName
 from gwsandbox.cli.signals import SignalQueue, Stopped
 from gwsandbox.cli.terminal import TerminalModes
 from gwsandbox.manager import ProcessManager
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command
@@ -79,7 +82,13 @@ class SignalForwarder:
 
 
 def run_program(
-    command: Command, limits: Limits, backend: BackendName, *, report: str | None, grace: float | None
+    command: Command,
+    limits: Limits,
+    backend: BackendName,
+    *,
+    hardening: Hardening,
+    report: str | None,
+    grace: float | None,
 ) -> int:
     """Run a program; the exit code.
 
@@ -87,6 +96,7 @@ def run_program(
         command: The program and its arguments.
         limits: Its limits.
         backend: How they are held.
+        hardening: What it may see and do.
         report: Path of the report, or ``None``.
         grace: Seconds between SIGTERM and SIGKILL, or ``None`` for those that are usual.
 
@@ -103,7 +113,17 @@ def run_program(
     with SignalQueue(*_PASSED_ON) as signals:
         forwarder = SignalForwarder(signals, _GRACE_SECONDS if grace is None else grace)
         try:
-            result = _run(command, limits, backend, forwarder, grace=grace or 0.0)
+            make_manager = functools.partial(
+                ProcessManager,
+                1,
+                limits=limits,
+                hardening=hardening,
+                backend=backend,
+                _pass_through=True,
+                _grace_seconds=grace or 0.0,
+                _wait=forwarder.wait,
+            )
+            result = _run(command, limits, make_manager)
         except Stopped as stopped:
             terminal.restore()
             say(f"ended by {signal_name(-stopped.number)}; the program was killed")
@@ -116,15 +136,8 @@ def run_program(
     return _exit_code(result, forwarder.last)
 
 
-def _run(
-    command: Command, limits: Limits, backend: BackendName, forwarder: SignalForwarder, *, grace: float
-) -> TaskResult:
-    with (
-        degradation_as_message(limits),
-        ProcessManager(
-            1, limits=limits, backend=backend, _pass_through=True, _grace_seconds=grace, _wait=forwarder.wait
-        ) as manager,
-    ):
+def _run(command: Command, limits: Limits, make_manager: Callable[[], ProcessManager]) -> TaskResult:
+    with degradation_as_message(limits), make_manager() as manager:
         manager.queue_task(command)
         (result,) = manager.as_completed()
     return result
@@ -144,6 +157,8 @@ def _print_messages(result: TaskResult, limits: Limits, backend: BackendName, pa
     if (backend, result.enforcement.backend) != ("auto", "rlimit"):  # a DegradedWarning has named them
         for line in not_held(limits, result.enforcement):
             say(line)
+    for line in not_hardened(result.enforcement):
+        say(line)
     if isinstance(result.exception, OSError) and result.outcome is Outcome.FAILED:
         say(_not_executed(result.exception))
     elif result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED} or result.exit_code in _EXPECTED_ENDS:

@@ -34,8 +34,8 @@ _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - to have them taken
 _UNPICKLED = "not: values are unpickled in the caller; results='plain' takes plain data only"
 _NOT_YET = {
     "files": "privileges='keep' leaves them open",
-    "network": "no network of its own is made yet; network='none' forbids sockets",
-    "user": "guests do not change their user yet",
+    "network": "privileges='keep' leaves the host's",
+    "user": "user='slot' is not made yet; a name is, for root",
     "temporary": "privileges='keep' leaves the host's",
     "clean_interpreter": "guests are forks of the caller, with all that it holds; see start_method='forkserver'",
 }
@@ -72,9 +72,11 @@ def confine_zygote(options: RunOptions) -> Confinement:
         _bind(made, hardening, options.modules)
     if hardening.syscalls != "all" or hardening.network == "none":
         _filter(made, hardening)
-    if options.start_method != "fork" and hardening.needs_clean_interpreter:
+    if hardening.needs_clean_interpreter and (options.start_method != "fork" or options.pass_through):
         made.held["clean_interpreter"] = ENFORCED
     made.held["results"] = ENFORCED if hardening.results == "plain" else _UNPICKLED
+    if hardening.user not in {None, "slot"}:
+        made.held["user"] = _tried(lambda: _change_user(made, str(hardening.user)))
     for name in asked - made.held.keys():
         made.held[name] = f"not: {_NOT_YET[name]}"
     return made
@@ -93,6 +95,25 @@ def _tried(step: Callable[[], object]) -> str:
     return ENFORCED
 
 
+def _change_user(made: Confinement, name: str) -> None:
+    """Prepare for guests to become a user, before all that they give up else.
+
+    Raises:
+        OSError: There is none of that name, or this process may become no other.
+    """
+    import pwd  # noqa: PLC0415 - of no other use
+
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise OSError(errno.ENOENT, f"getpwnam: there is no user {name!r}") from None
+    effective, _, _ = confine.capget()
+    if entry.pw_uid != os.geteuid() and not effective & namespaces.numbers(["setuid"]):
+        raise OSError(errno.EPERM, f"setresuid: only root may become {name!r}")
+    become = confine.prepare_user(entry.pw_uid, entry.pw_gid, os.getgrouplist(name, entry.pw_gid))
+    made.calls, made.program_calls = (*become, *made.calls), (*become, *made.program_calls)
+
+
 # --- privileges -----------------------------------------------------------------------------------------
 
 
@@ -102,6 +123,8 @@ def _bind(made: Confinement, hardening: Hardening, modules: tuple[str, ...]) -> 
     why_no_view = _take_view()
     if hardening.temporary is not None:
         made.held["temporary"] = _take_private_folders(hardening, modules, why_no_view)
+    if hardening.network == "loopback":
+        made.held["network"] = _tried(namespaces.private_network)
     files, taken = None, 0
     if "files" in hardening.mechanisms():
         files, taken = reach.file_rules(hardening, modules), landlock.WRITE | landlock.DEVICES | landlock.RESOLVE_UNIX
@@ -162,7 +185,8 @@ def _take_private_folders(hardening: Hardening, modules: tuple[str, ...], why_no
 
 def _filter(made: Confinement, hardening: Hardening) -> None:
     """Lose system calls: most at once, and clone3 in each guest, as its flags are behind a pointer."""
-    mechanisms = hardening.mechanisms() & {"system_calls", "user_namespaces", "network"}
+    mechanisms = hardening.mechanisms() & {"system_calls", "user_namespaces"}
+    mechanisms |= {"network"} if hardening.network == "none" else set()
     if why := seccomp.why_none():
         made.held.update(dict.fromkeys(mechanisms, f"not: {why}"))
         return

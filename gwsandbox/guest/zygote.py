@@ -214,7 +214,7 @@ def _await_death(parent: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         pidfd = os.pidfd_open(parent)
         if os.getppid() == parent:
-            poll = select.poll()
+            poll = unpatched.module("select").poll()
             poll.register(pidfd, select.POLLIN)
             poll.poll()
         os.close(pidfd)

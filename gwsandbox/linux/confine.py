@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 _MACHINES = ("x86_64", "aarch64")
@@ -24,12 +26,15 @@ _NUMBERS = {
     "pivot_root": (155, 41),
     "prctl": (157, 167),
     "seccomp": (317, 277),
+    "setgroups": (116, 159),
     "setns": (308, 268),
+    "setresgid": (119, 149),
+    "setresuid": (117, 147),
     "umount2": (166, 39),
     "unshare": (272, 97),
 }
 
-_PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # include/uapi/linux/prctl.h
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
@@ -90,6 +95,17 @@ def no_new_privs() -> None:
 def prepare_dumpable(*, dumpable: bool) -> Prepared:
     """prctl(2) with PR_SET_DUMPABLE: whether other processes of the user may look into this one."""
     return prepare("prctl", _PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+
+
+def prepare_user(uid: int, gid: int, groups: Sequence[int]) -> tuple[Prepared, ...]:
+    """setgroups(2), setresgid(2) and setresuid(2): become a user; and what a change of user takes back is set again."""
+    return (
+        prepare("setgroups", len(groups), struct.pack(f"={len(groups)}I", *groups)),
+        prepare("setresgid", gid, gid, gid),
+        prepare("setresuid", uid, uid, uid),
+        prepare("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
+        prepare_dumpable(dumpable=True),
+    )
 
 
 def drop_bounding(capability: int) -> None:

@@ -33,6 +33,9 @@ MECHANISMS = (
 )
 """What ``Hardening.require`` and ``Enforcement.hardening`` name."""
 
+OPTIONAL_MECHANISMS = ("files", "network", "environment", "user", "temporary")
+"""Those of ``MECHANISMS`` that are asked for by a field of their own, and change what a program can do."""
+
 ENFORCED = "enforced"
 """What ``Enforcement.hardening`` says of a mechanism that holds; else "partly: why" or "not: why"."""
 

@@ -78,7 +78,13 @@ class WorkerPool:
         worker = self._config.worker
         function = None if worker.function is None else worker_function.load_function(worker.function, worker.path)
         worker_function.set_function(function)
-        options = RunOptions(max_workers=self.slots, limits=Limits(), start_method="fork", trusted=False)
+        options = RunOptions(
+            max_workers=self.slots,
+            limits=Limits(),
+            start_method="fork",
+            trusted=False,
+            hardening=self._config.hardening,
+        )
         self._is_outdated = False
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DegradedWarning)
@@ -103,7 +109,7 @@ class WorkerPool:
         """Take over a configuration: at once where that is possible, else with the next supervisor."""
         before, self._config = self._config, config
         self._is_outdated |= any(
-            getattr(before, name) != getattr(config, name) for name in ("worker", "workers", "backend")
+            getattr(before, name) != getattr(config, name) for name in ("worker", "workers", "backend", "hardening")
         )
 
     @property

@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import multiprocessing
 import os
+import pwd
 import resource
 import signal
 import socket
@@ -19,9 +20,9 @@ from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
-from support import BackendName, run_all, run_task
+from support import PACE, BackendName, run_all, run_task, sleep_for_ever
 
-from gwsandbox import Command, Hardening, ProcessManager, Task
+from gwsandbox import Command, Hardening, Limits, Outcome, ProcessManager, Task
 
 libc = ctypes.CDLL(None, use_errno=True)
 PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_DETACH = 0, 16, 17
@@ -285,3 +286,52 @@ def test_no_network(backend: BackendName) -> None:
     assert results[0].enforcement.hardening["network"] == "enforced"
     results = run_all(backend, tasks, workers=1, hardening=Hardening.off(network="none"))
     assert [result.success for result in results] == [False, False, True]
+
+
+def ids() -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return os.getresuid(), os.getresgid(), os.getppid()
+
+
+@pytest.mark.root
+def test_another_user(backend: BackendName) -> None:
+    hardening = Hardening.standard(user="nobody")
+    result = run_task(backend, Task(ids), hardening=hardening)
+    entry = pwd.getpwnam("nobody")
+    assert result.result[:2] == ((entry.pw_uid,) * 3, (entry.pw_gid,) * 3), result
+    assert result.enforcement.hardening["user"] == "enforced"
+    assert run_task(backend, Command(["id", "-u"]), hardening=hardening).result.stdout == f"{entry.pw_uid}\n".encode()
+    with pytest.raises(ValueError, match="there is no such user"):
+        run_task(backend, Task(ids), hardening=Hardening.standard(user="no-such-user"))
+
+
+@pytest.mark.root
+def test_a_guest_of_another_user_dies_with_the_run(backend: BackendName) -> None:
+    """A change of the user takes back what ends it with its parent; its deadline comes from outside all the same."""
+    result = run_task(
+        backend,
+        Task(sleep_for_ever, limits=Limits(wall_seconds=0.5 * PACE)),
+        hardening=Hardening.standard(user="nobody"),
+    )
+    assert result.outcome is Outcome.TIMED_OUT, result
+
+
+def reach_itself() -> list[tuple[int, str]]:
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client.connect(server.getsockname())
+    return socket.if_nameindex()
+
+
+def reach_others() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(("192.0.2.1", 9))
+
+
+@pytest.mark.root
+def test_a_network_that_leads_nowhere(backend: BackendName) -> None:
+    tasks = [Task(reach_itself), Task(reach_others)]
+    inside, outside = run_all(backend, tasks, workers=1, hardening=Hardening.standard(network="loopback"))
+    assert inside.result == [(1, "lo")], inside
+    assert isinstance(outside.exception, OSError), outside
+    assert inside.enforcement.hardening["network"] == "enforced"

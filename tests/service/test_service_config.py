@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwsandbox import Limits, Outcome
+from gwsandbox import Hardening, Limits, Outcome
 from gwsandbox.service.config import config, reader
 from gwsandbox.service.config.lines import find_lines, line_of
 from gwsandbox.service.config.reader import ConfigError, read_config
@@ -161,6 +161,9 @@ done = 7
         (f"{GOOD}[folders]\nincoming = 'work'", "6: folders.incoming lies in folders.work"),
         (f"{GOOD}[folders]\nincoming = 'done/new'", "6: folders.incoming lies in folders.done"),
         (f"{GOOD}[limits]\nwall_seconds = -1", "6: limits.wall_seconds: must be 0 (no limit) or a positive number"),
+        (f"{GOOD}[hardening]\nlevel = 'strict'", "6: hardening.level: must be one of standard, off, not 'strict'"),
+        (f"{GOOD}[hardening]\nnetwork = 'no'", "6: hardening.network: network must be one of host, loopback, none"),
+        (f"{GOOD}[hardening]\nrequire = 'x'", "6: hardening.require: require must be several mechanisms"),
         (f"{GOOD}[limits]\nmemory = true", "6: limits.memory: must be a number"),
         (f"{GOOD}[metrics]\nport = 0", "6: metrics.port: must be a number from 1 to 65535"),
         (f"{GOOD}[metrics]\ntextfile = '/tmp/x.txt'", "6: metrics.textfile: must end in .prom"),
@@ -212,7 +215,21 @@ def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.database == "/var/spool/x/ledger.sqlite3"
     assert found.worker.command == ("cp", "{input}", "{output}")
     assert found.limits == config.DEFAULT_LIMITS
+    assert found.hardening == Hardening.standard(results="plain")
     assert (found.attempts, found.retry) == (3, config.RETRIED)
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        ('level = "off"', Hardening.off(results="plain")),
+        ('level = "off"\nnetwork = "none"', Hardening.off(results="plain", network="none")),
+        ('require = ["signals"]', Hardening.standard(results="plain", require={"signals"})),
+        ('syscalls = "all"', Hardening.standard(results="plain", syscalls="all")),
+    ],
+)
+def test_hardening(tmp_path: Path, lines: str, wanted: Hardening) -> None:
+    assert read(tmp_path, f"{GOOD}[hardening]\n{lines}\n").hardening == wanted
 
 
 def test_everything_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from support import BEAT, SLOW, BackendName, Watched, times
 from gwsandbox.linux import procfs
 
 SHELL = 'command = ["/bin/sh", "-c", \'{}\', "sh", "{{input}}", "{{output}}"]'
+OPEN = '[hardening]\nlevel = "off"\n'  # for workers whose attack is to succeed
 LIMITS = '[limits]\nmemory = "300MiB"\n'
 
 
@@ -289,7 +290,7 @@ def _deliver(spool: SpoolFolder, way: str, fd: int) -> None:
 
 def test_a_guest_that_kills_its_supervisor(spool: SpoolFolder, backend: BackendName) -> None:
     """It takes others with it, but no file is tried for ever, and the service goes on."""
-    spool.configure(top=f'workers = 1\ninterruptions = 2\nbackend = "{backend}"')
+    spool.configure(top=f'workers = 1\ninterruptions = 2\nbackend = "{backend}"', tables=OPEN)
     spool.put("bad", "kill-parent")
     spool.put("good", "content")
     with serving(spool):
@@ -298,6 +299,17 @@ def test_a_guest_that_kills_its_supervisor(spool: SpoolFolder, backend: BackendN
         spool.wait_until(spool.is_quiet)
     assert spool.results() == {"done": {"good", "later"}, "quarantine": {"bad"}}
     assert spool.outcomes("bad") == ["SANDBOX_ERROR"] * 2
+
+
+@pytest.mark.landlock_scopes
+def test_a_guest_cannot_kill_its_supervisor(spool: SpoolFolder, backend: BackendName) -> None:
+    spool.configure(top=f'workers = 1\nbackend = "{backend}"')
+    spool.put("bad", "kill-parent")
+    spool.put("good", "content")
+    with serving(spool):
+        spool.wait_until(spool.is_quiet)
+    assert spool.results() == {"done": {"good"}, "quarantine": {"bad"}}
+    assert spool.outcomes("bad") == ["FAILED"]
 
 
 def test_the_service_ends_when_no_sandbox_works(spool: SpoolFolder) -> None:
@@ -314,7 +326,7 @@ def test_the_service_ends_when_no_sandbox_works(spool: SpoolFolder) -> None:
 
 
 def test_guests_that_break_their_sandbox_do_not_end_the_service(spool: SpoolFolder, backend: BackendName) -> None:
-    spool.configure(top=f'workers = 1\ninterruptions = 2\nbackend = "{backend}"')
+    spool.configure(top=f'workers = 1\ninterruptions = 2\nbackend = "{backend}"', tables=OPEN)
     for n in range(8):
         spool.put(f"bad-{n}", "kill-parent")
     with serving(spool) as service:

@@ -16,11 +16,12 @@ from gwsandbox.cli.map.progress import PREFIX, Counts, print_table
 from gwsandbox.cli.map.report_rows import ReportRows
 from gwsandbox.cli.map.target import CommandTarget, FunctionTarget, Target, hide_from_guests
 from gwsandbox.cli.map.values import unpack
-from gwsandbox.cli.messages import OWN_FAILURE, Failure, degradation_as_message, not_held, say
+from gwsandbox.cli.messages import OWN_FAILURE, Failure, degradation_as_message, not_hardened, not_held, say
 from gwsandbox.cli.options import BackendName
 from gwsandbox.cli.signals import SignalQueue, Stopped, StopSignals
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.errors import GuestFailed, SandboxError
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.serialise import as_object
@@ -37,6 +38,7 @@ class Request:
     arguments: Sequence[str]
     command: str | None
     limits: Limits
+    hardening: Hardening
     backend: BackendName
     grace: float | None
     workers: int
@@ -112,6 +114,7 @@ class Run:
             ProcessManager(
                 request.workers,
                 limits=request.limits,
+                hardening=request.hardening,
                 backend=request.backend,
                 _grace_seconds=request.grace or 0.0,
                 _wait=display.wait,
@@ -173,6 +176,8 @@ class Run:
         if (self.request.backend, result.enforcement.backend) != ("auto", "rlimit"):
             for line in not_held(self.request.limits, result.enforcement):
                 display.line(PREFIX + line)
+        for line in not_hardened(result.enforcement):
+            display.line(PREFIX + line)
 
     def _row(self, pending: PendingInput, result: TaskResult, display: Display) -> dict[str, object]:
         file = pending.file

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome
 
@@ -65,6 +66,15 @@ def one_of(*allowed: str) -> Check:
         if value not in allowed:
             raise ValueError(f"must be one of {', '.join(allowed)}, not {value!r}")
         return text(value)
+
+    return check
+
+
+def hardening(field: str) -> Check:
+    """One field of ``Hardening``."""
+
+    def check(value: Any) -> Any:
+        return getattr(Hardening(**{field: value}), field)
 
     return check
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome
 
@@ -35,6 +36,7 @@ RETRIED = frozenset(
 )
 """Outcomes that the next attempt may not have. A worker that refuses a file (FAILED) refuses it again."""
 
+DEFAULT_HARDENING = Hardening.standard(results="plain")
 DEFAULT_LIMITS = Limits(memory="1GiB", wall_seconds="5m", pids=256, output="1MiB")
 
 
@@ -109,6 +111,8 @@ class ServiceConfig:
             ``$STATE_DIRECTORY`` where systemd sets that, else in ``spool``.
         worker: ``[worker]``.
         limits: ``[limits]`` of each attempt. ``DEFAULT_LIMITS`` fill in what is missing; 0 is no limit.
+        hardening: ``[hardening]``: ``level`` is ``standard`` or ``off``; ``network``, ``syscalls`` and ``require`` are
+            fields of ``gwsandbox.Hardening``.
         metrics: ``[metrics]``.
         workers: Sandboxes at a time; 0: one for each CPU.
         backend: What holds the limits: ``auto``, ``cgroup`` or ``rlimit``.
@@ -127,6 +131,7 @@ class ServiceConfig:
     database: str
     worker: WorkerConfig
     limits: Limits = DEFAULT_LIMITS
+    hardening: Hardening = DEFAULT_HARDENING
     metrics: MetricsConfig = MetricsConfig()
     workers: int = 0
     backend: Literal["auto", "cgroup", "rlimit"] = "auto"

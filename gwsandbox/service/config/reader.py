@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.service.config import checks
 from gwsandbox.service.config.config import (
+    DEFAULT_HARDENING,
     DEFAULT_LIMITS,
     FixedConfig,
     FolderConfig,
@@ -46,6 +48,12 @@ _TABLES: dict[str, dict[str, checks.Check]] = {
         "environment": checks.variables,
     },
     "limits": {field.name: checks.limit(field.name) for field in fields(Limits)},
+    "hardening": {
+        "level": checks.one_of("standard", "off"),
+        "network": checks.hardening("network"),
+        "syscalls": checks.hardening("syscalls"),
+        "require": checks.hardening("require"),
+    },
     "metrics": {"port": checks.port, "textfile": checks.textfile, "textfile_seconds": checks.seconds},
 }
 
@@ -114,6 +122,7 @@ class _ConfigReader:
             database=os.path.join(_state_folder() or spool, top.pop("ledger", "ledger.sqlite3")),
             worker=worker,
             limits=DEFAULT_LIMITS.overridden_by(Limits(**tables["limits"])),
+            hardening=_hardening(tables["hardening"]),
             metrics=MetricsConfig(**tables["metrics"]),
             **top,
         )
@@ -184,6 +193,11 @@ class _ConfigReader:
         if found.keys() & {"port", "textfile"} and find_spec("prometheus_client") is None:
             remedy = "pip install 'gwsandbox[metrics]', or take the table out"
             self._note(("metrics",), f"metrics: the package prometheus-client is missing; {remedy}")
+
+
+def _hardening(found: dict[str, Any]) -> Hardening:
+    level = found.pop("level", "standard")
+    return Hardening.off(results="plain", **found) if level == "off" else replace(DEFAULT_HARDENING, **found)
 
 
 def _is_in(path: str, folder: str) -> bool:
