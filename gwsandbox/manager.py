@@ -10,7 +10,8 @@ from itertools import islice, repeat, starmap
 from types import TracebackType
 from typing import Literal, Self
 
-from gwsandbox.backends.choose import choose_backend, degrade
+from gwsandbox.backends.choose import find_backend, rlimit_degrades, warn_degraded
+from gwsandbox.backends.rlimit import RlimitBackend
 from gwsandbox.client.session import Session
 from gwsandbox.model.errors import CgroupError, TaskCancelled
 from gwsandbox.model.hardening import Hardening, check_hardening
@@ -45,8 +46,8 @@ class ProcessManager:
         limits: Further limits of each task; the two above override its ``wall_seconds`` and ``memory``.
         hardening: What tasks may see and do; ``None`` is ``Hardening.standard()``. One that shows only some files needs
             a clean interpreter, and then ``start_method`` is "forkserver".
-        backend: "cgroup", "rlimit", or "auto": cgroup where it can be had, else rlimit with a
-            ``DegradedWarning``.
+        backend: "cgroup", "rlimit", or "auto": cgroup where it is available, else rlimit, with one
+            ``DegradedWarning`` unless every limit that is asked for is held fully.
         start_method: "fork": guests see the caller's modules, globals and queued tasks as they are when
             processing begins. "forkserver": a clean interpreter, safe when the caller has threads; callables
             travel by cloudpickle.
@@ -85,7 +86,8 @@ class ProcessManager:
             self.start_method = "forkserver"
         self.preload = _module_names(preload, self.start_method)
         self.task_results: list[TaskResult] = []
-        self._backend = choose_backend(backend, stacklevel=3)
+        self._backend, self._refused = find_backend(backend)
+        self._warn_if_degraded(self.limits, stacklevel=3)
         self._may_degrade = backend == "auto"
         # Ctrl-C may come between any two bytecodes: see client/session.py for what follows from that.
         self._queue: deque[tuple[int, Work] | Iterator[Work]] = deque()
@@ -109,6 +111,7 @@ class ProcessManager:
             TypeError: It is neither a ``Task`` nor a ``Command``.
         """
         self._queue.append((next(self._numbers), _check_task(task)))
+        self._warn_of(task)
 
     def queue_tasks(self, tasks: Iterable[Work]) -> None:
         """Queue tasks from an iterable, which is drawn from only as slots come free, in this thread.
@@ -205,6 +208,17 @@ class ProcessManager:
                 self._queue.popleft()
         session.flush()
 
+    def _warn_of(self, task: Work) -> None:
+        """Warn where this is the first task with a limit of its own that is held less than fully."""
+        if self._refused is not None and task.limits is not None and task.limits.requested():
+            self._warn_if_degraded(task.limits, stacklevel=4)
+
+    def _warn_if_degraded(self, limits: Limits, *, stacklevel: int) -> None:
+        """Warn once, unless ``limits`` are some, and each of them is held fully."""
+        if self._refused is not None and (not limits.requested() or rlimit_degrades(limits)):
+            refused, self._refused = self._refused, None
+            warn_degraded(refused, stacklevel=stacklevel)
+
     def _has_room(self, session: Session) -> bool:
         return session.unfinished + len(self._ready) < self.max_workers * (1 + _AHEAD_PER_WORKER)
 
@@ -221,7 +235,7 @@ class ProcessManager:
         if not self._drawn:
             return False
         try:
-            _check_task(self._drawn[0][1])
+            self._warn_of(_check_task(self._drawn[0][1]))
         except TypeError:
             self._drawn.clear()
             raise
@@ -248,7 +262,8 @@ class ProcessManager:
             self._close_session()
             if not self._may_degrade:
                 raise
-            self._backend = degrade(error, stacklevel=5)
+            self._backend, self._refused = RlimitBackend(), error
+            self._warn_if_degraded(self.limits, stacklevel=5)
             self._start_session()
         except BaseException:
             self._close_session()

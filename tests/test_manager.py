@@ -873,3 +873,20 @@ def test_a_generator_function_has_no_value_that_could_be_sent(backend: BackendNa
     result = run(generate, backend=backend)
     assert result.outcome is Outcome.FAILED
     assert "generator" in result.detail
+
+
+@pytest.mark.skipif(not _has_no_cgroup(), reason="cgroup v2 can be had here")
+def test_auto_warns_only_of_limits_that_are_held_less_than_fully() -> None:
+    fully = Limits(wall_seconds=60, open_files=256)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with ProcessManager(1, limits=fully) as manager:
+            manager.queue_task(Task(square, (2,), limits=Limits(cpu_seconds=60)))
+        assert not caught
+        with ProcessManager(1, limits=fully) as manager:
+            manager.queue_task(Task(square, (2,)))
+            manager.queue_task(Task(square, (2,), limits=Limits(cpus=0.5)))
+            assert [warning.filename for warning in caught] == [__file__]
+            manager.queue_tasks([Task(square, (2,), limits=Limits(memory="1GiB"))])
+        ProcessManager(1, limits=Limits(memory="1GiB"))
+    assert [warning.category for warning in caught] == [DegradedWarning, DegradedWarning]

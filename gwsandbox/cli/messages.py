@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from gwsandbox.backends.rlimit import RlimitBackend
+from gwsandbox.backends.choose import rlimit_degrades
 from gwsandbox.model.errors import DegradedWarning, SandboxError
 from gwsandbox.model.hardening import ENFORCED, OPTIONAL_MECHANISMS
 from gwsandbox.model.limits import OPTIONS, Limits
@@ -64,9 +64,7 @@ def degradation_as_message(limits: Limits) -> Iterator[None]:
 
 
 def _degraded(limits: Limits) -> list[str]:
-    enforcement = RlimitBackend().open(limits).enforcement
-    names = limits.requested().keys() & enforcement.degraded.keys()
-    return [f"{OPTIONS[name]}: {enforcement.degraded[name]}" for name in sorted(names)]
+    return [f"{OPTIONS[name]}: {why}" for name, why in sorted(rlimit_degrades(limits).items())]
 
 
 @contextlib.contextmanager
