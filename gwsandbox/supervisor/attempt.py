@@ -22,8 +22,8 @@ from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.verdict import Delivery, Evidence, Reason, explain, judge
 from gwsandbox.supervisor.output import OutputPipe
 
-Steps = Generator[tuple[int, int] | None, None, None]
-"""What is waited for, one after the other: a descriptor and an epoll mask, or ``None`` for births in progress."""
+Steps = Generator[tuple[int, int], None, None]
+"""What is waited for, one after the other: a descriptor and an epoll mask."""
 
 
 @dataclass(slots=True)
@@ -185,6 +185,8 @@ def report(
         file_size_limited="file_size" in attempt.requested,
         asked_to_end=attempt.asked_to_end,
         unfinished=unfinished,
+        refusal=counters.refusal,
+        killer=counters.killer,
     )
     outcome = judge(evidence)
     payload: bytes | tuple[bytes, bytes] = payload_bytes

@@ -103,7 +103,6 @@ class Launcher:
             [self._loop.fileno(), *self._backend.descriptors(), *not_callers, *here],
             self._options,
             limits=self._reserve.inherited_limits,
-            be_subreaper=self._backend.needs_subreaper,
         )
         try:
             self._loop.watch(zygote.fileno(), select.EPOLLIN, self.take_answers)
