@@ -54,6 +54,8 @@ class Delivery(enum.Enum):
     """The program could not be executed: not found, or not executable."""
     STEP_FAILED = enum.auto()
     """A step of ours before the task failed."""
+    NO_ROOM = enum.auto()
+    """The function is done, and a limit that we have inherited keeps us from sending back what it gave."""
 
 
 class Evidence(NamedTuple):
@@ -112,7 +114,7 @@ _ULIMITS = {"SIGXCPU": "-t", "SIGXFSZ": "-f"}
 
 def judge(evidence: Evidence) -> Outcome:
     """How the task ended."""
-    if evidence.delivery is Delivery.STEP_FAILED:
+    if evidence.delivery in {Delivery.STEP_FAILED, Delivery.NO_ROOM}:
         return Outcome.SANDBOX_ERROR
     if evidence.reason is Reason.OUTPUT:
         return Outcome.OUTPUT_EXCEEDED  # what it wrote was cut, however it ended
@@ -159,7 +161,7 @@ def signal_name(exit_code: int) -> str:
         return f"signal {-exit_code}"
 
 
-def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]) -> str:  # noqa: PLR0911 - a table
+def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]) -> str:  # noqa: C901, PLR0911 - a table
     """One sentence: what happened and, where that helps, what to do.
 
     Args:
@@ -193,6 +195,8 @@ def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]
             return "ended by the caller"
         case Outcome.FAILED:
             return _explain_failure(evidence, requested) + _refusal(evidence)
+        case Outcome.SANDBOX_ERROR if evidence.delivery is Delivery.NO_ROOM:
+            return "send value back: it is larger than the hard RLIMIT_FSIZE that gwsandbox inherited; raise ulimit -f"
         case Outcome.SUCCEEDED if evidence.exit_code:
             return f"the function returned, and {_explain_end(evidence, requested)}"
         case _:

@@ -258,6 +258,7 @@ class Launcher:
             if "file_size" in requested or self._reserve.limits_file_size:
                 record.make_room(result)
             attempt = Attempt(order, isinstance(task, Command), sandbox, result, start_event, [], requested)
+            attempt.room_is_limited = self._reserve.limits_room
             undo.callback(attempt.asked)
             for pipe in _output_pipes(attempt, pass_through=self._options.pass_through):
                 undo.callback(pipe.close)

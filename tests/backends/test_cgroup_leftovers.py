@@ -21,7 +21,7 @@ from gwsandbox.linux import procfs
 
 pytestmark = pytest.mark.cgroup2
 
-DEEP = 1500  # more than Python recurses, and with names of four letters more than PATH_MAX
+DEEP = 1050  # more than Python recurses, and with names of four letters more than PATH_MAX
 
 
 def own_leaf() -> str:
@@ -89,9 +89,14 @@ def nest(top: str, depth: int, mode: int) -> None:
     for _ in range(depth):
         os.mkdir("deep", dir_fd=folder)
         inner = os.open("deep", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
-        os.chmod("deep", mode, dir_fd=folder)
         os.close(folder)
         folder = inner
+    for _ in range(depth):
+        os.fchmod(folder, mode | 0o100)  # to leave it by its ".."
+        above = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+        os.fchmod(folder, mode)
+        os.close(folder)
+        folder = above
     os.close(folder)
 
 

@@ -138,6 +138,7 @@ ROWS = [
     *(row(f"ended by signal {n}", "KILLED", "not by gwsandbox", exit_code=-n) for n in FROM_OUTSIDE),
     # --- ours -------------------------------------------------------------------------------------------
     row("a step failed", "SANDBOX_ERROR", "", exit_code=125, delivery="STEP_FAILED"),
+    row("no room for the value", "SANDBOX_ERROR", "send value back: it is larger than the hard RLIMIT_FSIZE", exit_code=0, delivery="NO_ROOM"),
     row("a step failed, then the deadline came", "SANDBOX_ERROR", "", exit_code=-9, delivery="STEP_FAILED", reason="DEADLINE"),
     row("a step failed for want of memory", "SANDBOX_ERROR", "", exit_code=125, delivery="STEP_FAILED", **OWN_OOM),
 ]  # fmt: skip
@@ -164,7 +165,7 @@ def needs_words(evidence: Any, outcome: str) -> bool:
     """Whether there is something to say: of a success only what came after a call's record."""
     if outcome == "SUCCEEDED":
         return evidence.exit_code != 0 and not evidence.is_command
-    return outcome != "SANDBOX_ERROR"
+    return outcome != "SANDBOX_ERROR" or evidence.delivery.name == "NO_ROOM"
 
 
 def everything_that_can_occur(module: ModuleType) -> Iterator[Any]:
