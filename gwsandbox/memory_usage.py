@@ -1,4 +1,4 @@
-"""How much memory there is and is used, for people who size their runs by it."""
+"""How much memory this host has and how much of it is used, for people who size their runs by it."""
 
 from __future__ import annotations
 
@@ -44,14 +44,12 @@ def get_total_memory_usage_in_gib(pid: int | None) -> float:
 
 
 def _left_under_cgroups() -> list[int]:
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        entries = [line.strip().split(":", 2) for line in file]
+    groups = procfs.cgroups()
     found = []
-    for _, controllers, path in entries:
-        if not controllers:
-            found += _left(_mount("/sys/fs/cgroup"), path, "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            found += _left("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    if "" in groups:
+        found += _left(_mount("/sys/fs/cgroup"), groups[""], "memory.max", "memory.current")
+    if "memory" in groups:
+        found += _left("/sys/fs/cgroup/memory", groups["memory"], "memory.limit_in_bytes", "memory.usage_in_bytes")
     return found
 
 
@@ -79,7 +77,7 @@ def _reclaimable(cgroup: str) -> int:
             figures = dict(line.split() for line in file)
     except OSError:
         return 0
-    prefix = "total_" if "total_cache" in figures else ""  # version 1 tells the group's own and those of all
+    prefix = "total_" if "total_cache" in figures else ""  # version 1 has the group's own and those of its subtree
     names = ("inactive_file", "active_file", "slab_reclaimable")
     return sum(int(figures.get(prefix + name, 0)) for name in names)
 

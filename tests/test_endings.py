@@ -93,7 +93,7 @@ def test_the_caller_and_the_supervisor_are_killed_at_once(backend: BackendName) 
 def test_the_supervisor_and_the_keeper_are_killed_at_once(backend: BackendName) -> None:
     with Program(DRIVER, backend, "fork") as program:
         guests, supervisor, reaper = processes(program)
-        mains = {pid for pid in guests if parent(pid) == supervisor}
+        mains = {pid for pid in guests if os.getsid(pid) == pid}
         with Watched(*guests | set(procfs.tree(reaper))) as watched:
             for pid in (reaper, supervisor):
                 os.kill(pid, signal.SIGKILL)

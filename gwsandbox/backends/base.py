@@ -1,4 +1,4 @@
-"""What the supervisor asks of a backend: a sandbox per attempt, and four verbs on it.
+"""What the supervisor asks of a backend: a sandbox per attempt, and a few verbs on it.
 
 A backend knows how limits are held and measured, and nothing about tasks.
 """
@@ -15,11 +15,15 @@ from gwsandbox.model.verdict import Reason
 
 
 class Counters(NamedTuple):
-    """The kernel's out-of-memory counters of one sandbox; see ``judge.Evidence`` for their meaning."""
+    """What the backend knows of a guest's end; see ``verdict.Evidence`` for the meaning of the kernel's counters."""
 
     oom_events: int = 0
     oom_kills: int = 0
     oom_kills_local: int = 0
+    refusal: str = ""
+    """What is known of allocations that a limit of ours has refused."""
+    killer: str = ""
+    """Who, outside of gwsandbox, has killed the guest, where that is known."""
 
 
 class Check(NamedTuple):
@@ -65,7 +69,10 @@ class Sandbox(Protocol):
         """Let the processes go on."""
 
     def kill(self) -> None:
-        """Kill every process in the sandbox; returns at once. Safe to call again, and after all are dead."""
+        """Kill every process of the attempt, wherever it is; returns at once.
+
+        Safe to call again, and after all are dead.
+        """
 
     def remaining(self) -> int | None:
         """Descriptor to wait on while processes are left in the sandbox, or ``None`` when none is.
@@ -84,9 +91,6 @@ class Backend(Protocol):
     """How limits are held on this host."""
 
     name: str
-    needs_subreaper: bool
-    """Whether descendants can only be found by being handed to the nearest subreaper."""
-
     may_refuse: bool
     """Whether ``prepare`` may fail on a host where others succeed: the caller then waits to hear of it."""
 
@@ -103,16 +107,22 @@ class Backend(Protocol):
     def adopt_group(self, group: str) -> None:
         """In the caller's process: what ``prepare`` made there, for ``destroy`` where the reaper is killed."""
 
+    def watch_children(self) -> int:
+        """Once, in the supervisor, which is a subreaper: a descriptor that can be read when a child has died.
+
+        Upon that, ``child_died`` is to be called.
+        """
+
+    def child_died(self) -> None:
+        """Reap what no attempt waits for: orphans of guests, and siblings that guests have cloned."""
+
     def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
         """In the supervisor: there is a new zygote.
 
         Args:
             zygote: Pid of a child that is no guest, and is to live.
-            has_births: Whether the zygote may have forked a guest that was not ``started`` yet.
+            has_births: Whether the zygote may have forked a guest that was not yet ``started``.
         """
-
-    def awaits_births(self) -> bool:
-        """Whether it cannot tell a guest that was just born from what a dead one left, until it was ``started``."""
 
     def descriptors(self) -> list[int]:
         """Those that it holds in this process, sandboxes not counted: no guest is to have them."""
@@ -122,21 +132,6 @@ class Backend(Protocol):
 
     def destroy(self) -> None:
         """Kill and remove whatever cgroups are left of this run. Waits until done; safe to call again."""
-
-
-def largest_process(rusage: resource.struct_rusage, forked: int, *, keeps_memory: bool) -> int | None:
-    """Bytes of the largest process of a tree, without what it shared with us at the fork; ``None``: cannot be told.
-
-    ``ru_maxrss`` counts what a fork shares, and survives exec: of a program it tells something only where it is
-    more than that.
-
-    Args:
-        rusage: From waiting for the tree's first process.
-        forked: Bytes that a fresh fork has mapped.
-        keeps_memory: Whether it went on as the fork that it was.
-    """
-    largest = rusage.ru_maxrss * 1024
-    return largest - forked * keeps_memory if largest > forked else None
 
 
 def limit_resources(pid: int, limits: Mapping[str, float]) -> None:
@@ -149,6 +144,28 @@ def limit_resources(pid: int, limits: Mapping[str, float]) -> None:
         # Whole seconds only, so rounded up: the exact limit is held by the supervisor's own look at the clock.
         # One second more until SIGKILL, for processes that ignore SIGXCPU.
         lower(pid, resource.RLIMIT_CPU, int(-(-limits["cpu_seconds"] // 1)), 1)
+
+
+_BY_RLIMIT = {
+    "memory": ("RLIMIT_DATA", resource.RLIMIT_DATA),
+    "pids": ("RLIMIT_NPROC", resource.RLIMIT_NPROC),
+    "open_files": ("RLIMIT_NOFILE", resource.RLIMIT_NOFILE),
+    "file_size": ("RLIMIT_FSIZE", resource.RLIMIT_FSIZE),
+    "cpu_seconds": ("RLIMIT_CPU", resource.RLIMIT_CPU),
+}
+
+
+def said_of_ceilings(limits: Mapping[str, float]) -> dict[str, str]:
+    """What to add to the names of what holds ``limits``, where this process inherited lower hard limits.
+
+    Nobody but root can raise those, so they hold too.
+    """
+    said = {}
+    for limit, (name, number) in _BY_RLIMIT.items():
+        _, ceiling = resource.getrlimit(number)
+        if limit in limits and ceiling != resource.RLIM_INFINITY and ceiling < limits[limit]:
+            said[limit] = f" ({name} of {ceiling}, the caller's own hard limit, is lower)"
+    return said
 
 
 def lower(pid: int, number: int, soft: int, reserve: int = 0) -> None:

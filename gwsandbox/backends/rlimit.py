@@ -1,21 +1,31 @@
 """The rlimit backend, for every host without a delegated cgroup v2: limits per process, and a look at the tree.
 
-What it can hold, it holds by setrlimit(2); what needs the sum over a tree (memory, CPU time) by looking at
-/proc: cheaply and often while a guest grows, seldom while it rests. Descendants are found by making each
-guest's main process a subreaper, and the supervisor one above it: whatever daemonises away from a living guest
-stays below it, and whatever a dead guest leaves comes to the supervisor, where it is killed.
+What it can hold, it holds by setrlimit(2); what needs the sum over a tree (memory, CPU time, processes) by looking at
+/proc: cheaply and often while a guest grows, seldom while it rests. What leaves the tree, because its parent died or
+because it was cloned as a sibling, comes to the supervisor with its attempt's mark (``orphans.py``).
+
+RLIMIT_DATA counts what a process reserves, used or not: stacks of threads, the heap of a virtual machine. So it
+stands far above the limit, as the last stop of what grows faster than anybody can look.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import resource
+import signal
 from collections.abc import Callable, Mapping
 
-from gwsandbox.backends.base import Check, Counters, largest_process, lower
-from gwsandbox.linux import procfs
-from gwsandbox.model.limits import Limits
+from gwsandbox.backends.base import Check, Counters, lower, said_of_ceilings
+from gwsandbox.backends.fork_memory import ForkMemory
+from gwsandbox.backends.orphans import Orphans
+from gwsandbox.backends.sampling import Look, Sampler
+from gwsandbox.linux import priority, procfs, syscalls
+from gwsandbox.linux.errnos import is_not_now
+from gwsandbox.model.limits import GIB, Limits
 from gwsandbox.model.result import Enforcement, Usage
+from gwsandbox.model.text import format_size
 from gwsandbox.model.verdict import Reason
 
 _HELD_BY = {
@@ -26,111 +36,101 @@ _HELD_BY = {
     "open_files": "RLIMIT_NOFILE",
     "file_size": "RLIMIT_FSIZE",
     "output": "supervisor",
-    "pids": "RLIMIT_NPROC",
+    "pids": "RLIMIT_NPROC + sampling",
 }
 _DEGRADED = {
-    "memory": "each process is held by RLIMIT_DATA, the sum over the tree and shared memory are only sampled",
+    "memory": (
+        "the sum over the tree is sampled, so it can pass the limit for a moment; files on a tmpfs and buffers of "
+        "pipes and sockets are not seen; whether a program that failed by itself was refused memory, past "
+        "RLIMIT_DATA {stop} further on, cannot be told"
+    ),
     "swap": "counted with memory when that is sampled, not limited by itself",
+    "cpu_seconds": (
+        "the sum over the tree is sampled, so what a process used that its parent did not wait for is counted up to "
+        "the last look at it"
+    ),
     "cpus": "a share of CPUs needs the cpu controller of cgroup v2",
-    "pids": "RLIMIT_NPROC counts all processes of the user, not those of this task",
+    "pids": (
+        "RLIMIT_NPROC counts all processes of the user, not those of this task; these are sampled, and the task is "
+        "ended when there are more"
+    ),
 }
-_PIDS_AS_ROOT = "RLIMIT_NPROC does not bind root; the number of processes needs the pids controller of cgroup v2"
+_PIDS_AS_ROOT = "RLIMIT_NPROC does not bind root: processes are sampled, and the task is ended when there are more"
+_NOT_KILLABLE = "a process of the task has become another user's, whom this one may not kill"
 
-_REPORT_RESERVE = 16 * 1024**2
+_REPORT_RESERVE = 16 * 1024**2  # bytes for what follows a MemoryError
 _FASTEST = 0.005  # seconds between two looks at a guest that grows towards its limit
 _SLOWEST = 0.5  # and at one that rests
-_GROWTH = 2 * 1024**3  # bytes per second that two cores can touch; decides how soon a limit can be reached
+_SLOWEST_FORKS = 0.2  # and where nothing but these looks limits the number of its processes
+_BUSY = 0.05  # and where several processes use CPU time that is limited
+_GROWTH = 2 * GIB  # bytes per second that two cores can touch; decides how soon a limit can be reached
+_MOST_TASKS = 1 << 16  # of a guest for which no limit was asked
+_REFUSED = 0.9  # of RLIMIT_DATA: a process that came so far may well have been refused more
 
 
-class ProcessTable:
-    """What all sandboxes of one supervisor share.
+def _room_to_reserve() -> int:
+    """Bytes between a memory limit and RLIMIT_DATA.
 
-    ``main`` are the guests' main processes. A fresh fork has mapped ``resident`` bytes, of which ``inherited``
-    are its share, and ``data`` that count against RLIMIT_DATA: measured on the first guest, as that costs
-    milliseconds and is the same for all.
+    A Java machine reserves 1/64 of the host's memory for its first heap; hundreds of threads 8 MiB each.
     """
-
-    def __init__(self) -> None:
-        self.main: set[int] = set()
-        self.resident: int | None = None
-        self.data: int | None = None
-        self.inherited: int | None = None
-        self.has_births: Callable[[], bool] = lambda: False
-        self._children = -1
-
-    def descriptors(self) -> list[int]:
-        return [self._children] if self._children >= 0 else []
-
-    def orphans(self) -> list[int]:
-        """Children of ours that no attempt started: what dead guests left. They may only die."""
-        if self.has_births():  # one of them may be a guest that was just born and is not known yet
-            return []
-        return self.unknown()
-
-    def unknown(self) -> list[int]:
-        """Children of ours that are neither a guest that was ``born`` nor the zygote."""
-        if self._children < 0:
-            pid = os.getpid()
-            self._children = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
-        return [pid for pid in map(int, self._list()) if pid not in self.main]
-
-    def _list(self) -> list[bytes]:
-        chunks, position = [], 0
-        while chunk := os.pread(self._children, 65536, position):
-            chunks.append(chunk)
-            position += len(chunk)
-        return b"".join(chunks).split()
-
-    def born(self, pid: int, *, measure_share: bool) -> None:
-        self.main.add(pid)
-        if self.resident is None or self.data is None:
-            self.resident, self.data = procfs.resident(pid), procfs.data(pid)
-        if self.inherited is None and measure_share:
-            self.inherited = procfs.proportional(pid)
+    return GIB + os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16
 
 
 class RlimitBackend:
     """Limits held by setrlimit(2) and by looking."""
 
     name = "rlimit"
-    needs_subreaper = True
     may_refuse = False
 
     def __init__(self) -> None:
-        self._table = ProcessTable()
-        self._enforcements: dict[tuple[str, ...], Enforcement] = {}
+        self._fork = ForkMemory()
+        self._orphans = Orphans()
+        self._room = _room_to_reserve()
+        self._enforcements: dict[tuple[tuple[str, float], ...], Enforcement] = {}
 
     def prepare(self) -> str:
-        """Nothing to get ready."""
+        """See that there is something to look at, and let no guest become a user whom we may not kill.
+
+        Raises:
+            SandboxError: There is no /proc, or one of another PID namespace.
+        """
+        procfs.check_mount()
+        if os.geteuid():
+            syscalls.gain_no_privileges()
         return ""
 
     def adopt_group(self, group: str) -> None:
         """Nothing to clear up but processes, which are the reaper's."""
 
-    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
-        self._table.main.add(zygote)
-        self._table.has_births = has_births
+    def watch_children(self) -> int:
+        return self._orphans.watch()
 
-    def awaits_births(self) -> bool:
-        return self._table.has_births() and bool(self._table.unknown())
+    def child_died(self) -> None:
+        self._orphans.woken()
+
+    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
+        self._fork.zygote = zygote
+        self._orphans.adopt(zygote, has_births)
 
     def descriptors(self) -> list[int]:
-        return self._table.descriptors()
+        return self._orphans.descriptors()
 
     def open(self, limits: Limits) -> RlimitSandbox:
         requested = limits.requested()
-        key = tuple(requested)
+        key = tuple(requested.items())
         if key not in self._enforcements:
-            self._enforcements[key] = self._enforce(key)
-        return RlimitSandbox(requested, self._enforcements[key], self._table)
+            self._enforcements[key] = self._enforce(requested)
+        return RlimitSandbox(requested, self._enforcements[key], self._room, fork=self._fork, orphans=self._orphans)
 
-    def _enforce(self, requested: tuple[str, ...]) -> Enforcement:
+    def _enforce(self, requested: Mapping[str, float]) -> Enforcement:
         names = [*requested, "swap"] if "memory" in requested else [*requested]
         held = {name: _HELD_BY[name] for name in names if name in _HELD_BY}
-        degraded = {name: _DEGRADED[name] for name in names if name in _DEGRADED}
+        degraded = {name: _DEGRADED[name].format(stop=format_size(self._room)) for name in names if name in _DEGRADED}
         if "pids" in requested and os.geteuid() == 0:
-            del held["pids"]
+            held["pids"] = "sampling"
             degraded["pids"] = _PIDS_AS_ROOT
+        for name, said in said_of_ceilings(requested).items():
+            held[name] += said
         return Enforcement(self.name, held, degraded)
 
     def destroy(self) -> None:
@@ -142,98 +142,135 @@ class RlimitSandbox:
 
     cgroup = None
 
-    def __init__(self, requested: Mapping[str, float], enforcement: Enforcement, family: ProcessTable) -> None:
+    def __init__(
+        self,
+        requested: Mapping[str, float],
+        enforcement: Enforcement,
+        room: int,
+        *,
+        fork: ForkMemory,
+        orphans: Orphans,
+    ) -> None:
         self.enforcement = enforcement
         self._requested = requested
-        self.memory_refusable = "memory" in self._requested
-        self.data_limit_at_exec = int(self._requested.get("memory", 0))
-        self.first_check = _FASTEST if {"memory", "cpu_seconds"} & self._requested.keys() else None
-        self._table = family
-        self._pid = 0
+        self._memory = requested.get("memory")
+        self._data_limit = 0
+        self.memory_refusable = self._memory is not None
+        if self._memory is not None:
+            self._data_limit = _below_ceiling(resource.RLIMIT_DATA, int(self._memory) + room)
+        self.data_limit_at_exec = self._data_limit
+        self.first_check = _FASTEST if {"memory", "cpu_seconds", "pids"} & requested.keys() else None
+        self._fork = fork
+        self._orphans = orphans
+        self._pid = self._mark = 0
         self._waiting = -1
-        self._inherited = 0
         self._keeps_memory = False
-        self._peak = 0
-        self._looks = 0
+        self._sampler = Sampler(fork, 0, keeps_memory=False)
+        self._before = Look(0, 0.0, 0.0)
         self._rest = _FASTEST
-        self._orphans_cpu = [0.0, 0.0]
 
     def started(self, pid: int, *, keeps_memory: bool) -> None:
-        self._pid = pid
-        self._keeps_memory = keeps_memory
-        self._table.born(pid, measure_share=keeps_memory and "memory" in self._requested)
-        if (memory := self._requested.get("memory")) and keeps_memory:
+        self._pid, self._keeps_memory = pid, keeps_memory
+        self._mark = self._orphans.enrol(pid)
+        self._sampler = Sampler(self._fork, pid, keeps_memory=keeps_memory)
+        self._fork.measure(pid, keeps_memory=keeps_memory)
+        if self._memory is not None and keeps_memory:
+            self._fork.measure_share(pid)
             # The hard limit leaves room in which a MemoryError can be reported.
-            lower(pid, resource.RLIMIT_DATA, (self._table.data or 0) + int(memory), _REPORT_RESERVE)
+            self._data_limit += self._fork.data or 0
+            lower(pid, resource.RLIMIT_DATA, self._data_limit, _REPORT_RESERVE)
         if (pids := self._requested.get("pids")) and os.geteuid() != 0:
-            lower(pid, resource.RLIMIT_NPROC, _processes_of_user() + int(pids))
+            lower(pid, resource.RLIMIT_NPROC, procfs.tasks_of_user(os.getuid()) + int(pids))
+
+    # --- looking -----------------------------------------------------------------------------------------
 
     def check(self) -> Check:
-        pids = list(procfs.tree(self._pid))
-        if (limit := self._requested.get("cpu_seconds")) is not None:
-            used = sum(map(procfs.cpu_seconds, pids))
-            if used >= limit:
-                return Check(Reason.CPU_TIME)
-        after = None
-        if (memory := self._requested.get("memory")) is not None:
-            used_memory = self._memory(pids, memory)
-            if used_memory > memory:
-                return Check(Reason.MEMORY)
-            after = self._next_look(used_memory, memory)
-        if limit is not None:
-            soon = max((limit - used) / (os.cpu_count() or 1), 0.01)
-            after = soon if after is None else min(after, soon)
-        return Check(after=after)
+        most_tasks = self._requested.get("pids", _MOST_TASKS)
+        with priority.urgent() if "pids" in self._requested else contextlib.nullcontext():
+            roots = self._orphans.roots(self._pid, self._mark)
+            look = self._sampler.look(roots, sum(self._orphans.cpu(self._mark)), self._memory, most_tasks)
+        reason = self._passed(look)
+        return Check(reason) if reason else Check(after=self._next_look(look))
 
-    def _memory(self, pids: list[int], limit: float) -> float:
-        """Bytes that the tree uses; the dear way only where the cheap way's upper bound passes the limit."""
-        # What the main process shares with us from the fork is not its own.
-        used = sum(map(procfs.resident, pids)) - (self._table.resident or 0) * self._keeps_memory
-        if used > limit or len(pids) > 1:
-            used = sum(map(procfs.proportional, pids)) - (self._table.inherited or 0) * self._keeps_memory
-        self._peak = max(self._peak, used)
-        return used
+    def _passed(self, look: Look) -> Reason | None:
+        """The limit that the guest is past."""
+        requested = self._requested
+        if look.tasks > requested.get("pids", look.tasks):
+            return Reason.PIDS
+        if look.cpu >= requested.get("cpu_seconds", look.cpu + 1):
+            return Reason.CPU_TIME
+        if self._memory is not None and look.memory > self._memory:
+            return Reason.MEMORY
+        return None
 
-    def _next_look(self, used: float, limit: float) -> float:
-        """As soon as the limit can be reached; but ever more seldom while a guest rests."""
-        grows = used > self._looks * 1.02
-        self._looks = int(used)
+    def _next_look(self, look: Look) -> float:
+        """Seconds: as soon as a limit can be reached, but ever more seldom while a guest rests."""
+        before, self._before = self._before, look
+        grows = look.memory > before.memory * 1.02 or look.tasks > before.tasks
         self._rest = _FASTEST if grows else min(self._rest * 2, _SLOWEST)
-        return max(min((limit - used) / _GROWTH, _SLOWEST), self._rest)
+        after = self._rest
+        if self._memory is not None:
+            after = max(min((self._memory - look.memory) / _GROWTH, _SLOWEST), after)
+        if "pids" in self._requested and os.geteuid() == 0:
+            after = min(after, _SLOWEST_FORKS)
+        if "cpu_seconds" in self._requested:
+            left = (self._requested["cpu_seconds"] - look.cpu) / (os.cpu_count() or 1)
+            # What several processes use is counted up to the last look at each.
+            is_busy = look.tasks > 1 and look.cpu > before.cpu
+            after = min(after, max(min(left, _BUSY if is_busy else left), 0.01))
+        return after
+
+    # --- ending ------------------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        procfs.stop_tree(self._pid)
+        for root in self._orphans.roots(self._pid, self._mark):
+            procfs.stop_tree(root)
 
     def resume(self) -> None:
-        procfs.continue_tree(self._pid)
+        for root in self._orphans.roots(self._pid, self._mark):
+            procfs.continue_tree(root)
 
     def kill(self) -> None:
-        if not procfs.is_zombie(self._pid):
-            procfs.kill_tree(self._pid)
-        for pid in self._table.orphans():
-            procfs.kill_tree(pid)
+        with priority.urgent():
+            self._kill()
+
+    def _kill(self) -> None:
+        for root in self._orphans.roots(self._pid, self._mark):
+            if root == self._pid:  # not reaped, so that its number is no other's
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(root, signal.SIGKILL)  # at once, which the kernel makes sure that no fork escapes
+            try:
+                procfs.kill_tree(root)
+            except PermissionError:
+                self._admit_not_killable()
+            except OSError as error:
+                if not is_not_now(error):
+                    raise
+            finally:  # its children come to us then, to be killed with the next call
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(root, signal.SIGKILL)
+
+    def _admit_not_killable(self) -> None:
+        held_by_killing = {"wall_seconds", "cpu_seconds", "memory", "pids", "output"} & self._requested.keys()
+        degraded = {**self.enforcement.degraded, **dict.fromkeys(held_by_killing, _NOT_KILLABLE)}
+        self.enforcement = dataclasses.replace(self.enforcement, degraded=degraded)
 
     def remaining(self) -> int | None:
         if self._waiting >= 0:
             os.close(self._waiting)
             self._waiting = -1
-        for pid in self._table.orphans():
-            reaped, _, rusage = os.wait4(pid, os.WNOHANG)
-            if reaped:
-                self._orphans_cpu[0] += rusage.ru_utime
-                self._orphans_cpu[1] += rusage.ru_stime
-            else:
-                procfs.kill_tree(pid)
-                self._waiting = os.pidfd_open(pid)
-                return self._waiting
+        for pid in self._orphans.of(self._mark):
+            self._waiting = os.pidfd_open(pid)
+            return self._waiting
         return None
 
     def usage(self, wall_seconds: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
+        user, system = self._orphans.cpu(self._mark)
         peak, source = self._memory_peak(rusage)
         usage = Usage(
             wall_seconds=wall_seconds,
-            cpu_user_seconds=rusage.ru_utime + self._orphans_cpu[0],
-            cpu_system_seconds=rusage.ru_stime + self._orphans_cpu[1],
+            cpu_user_seconds=rusage.ru_utime + user,
+            cpu_system_seconds=rusage.ru_stime + system,
             memory_peak_bytes=peak,
             io_read_bytes=rusage.ru_inblock * 512,
             io_write_bytes=rusage.ru_oublock * 512,
@@ -241,33 +278,38 @@ class RlimitSandbox:
                 "wall_seconds": "CLOCK_MONOTONIC",
                 "cpu_user_seconds": "wait4",
                 "cpu_system_seconds": "wait4",
-                **({} if peak is None else {"memory_peak_bytes": source}),
+                "memory_peak_bytes": source,
                 "io_read_bytes": "ru_inblock",
                 "io_write_bytes": "ru_oublock",
             },
         )
-        return usage, Counters()
+        return usage, Counters(refusal=self._refusal())
 
     def _memory_peak(self, rusage: resource.struct_rusage) -> tuple[int | None, str]:
-        own = largest_process(rusage, self._table.resident or 0, keeps_memory=self._keeps_memory) or 0
-        if self._peak >= own > 0 or own <= 0 < self._peak:
-            return int(self._peak), "sampled PSS of the tree"
-        return (own, "ru_maxrss of the largest process") if own > 0 else (None, "")
+        own = self._fork.largest_process(rusage, keeps_memory=self._keeps_memory) or 0
+        if self._sampler.peak >= own and self._sampler.peak > 0:
+            return int(self._sampler.peak), "sampled sum of the tree"
+        if own > 0:
+            return own, "ru_maxrss of the largest process"
+        return None, "not measured: ru_maxrss of a program is at least that of the process that it was forked of"
+
+    def _refusal(self) -> str:
+        """What is known of allocations that failed."""
+        reserved = self._sampler.data_peak
+        if not self._data_limit or reserved < _REFUSED * self._data_limit:
+            return ""
+        return (
+            f"a process had reserved {format_size(reserved)} of the {format_size(self._data_limit)} that RLIMIT_DATA "
+            "allows, so it may have been refused more, which counts as reserved, used or not"
+        )
 
     def close(self) -> None:
+        self._orphans.dismiss(self._pid, self._mark)
         if self._waiting >= 0:
             os.close(self._waiting)
-        self._table.main.discard(self._pid)
 
 
-def _processes_of_user() -> int:
-    """Processes and threads of the real user, which is what RLIMIT_NPROC counts."""
-    uid = os.getuid()
-    count = 0
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.stat(f"/proc/{name}").st_uid == uid:
-                count += len(os.listdir(f"/proc/{name}/task"))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return count
+def _below_ceiling(number: int, wanted: int) -> int:
+    """``wanted``, or the hard limit that this process has inherited where that is less."""
+    _, ceiling = resource.getrlimit(number)
+    return wanted if ceiling == resource.RLIM_INFINITY else min(wanted, ceiling)

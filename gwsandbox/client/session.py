@@ -347,8 +347,8 @@ class Session:
         try:
             _store(self._packets, self._ends[0].recvmsg, channel.PACKET, channel.ANCILLARY, channel.RECEIVE_FLAGS)
             self._patience.renew()
-        except BlockingIOError:
-            return
+        except (BlockingIOError, ConnectionResetError):
+            return  # reset is said once, where orders were left unread: what was sent before that is still to come
         except OSError as error:
             self._bear(error)
 

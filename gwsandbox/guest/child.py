@@ -54,7 +54,6 @@ class Setup:
         inherited: Descriptors past the first three that a program would inherit, and shall not.
         keep_terminal: Programs keep the caller's session, process group and descriptors.
         keep_descriptors: Python calls keep the caller's descriptors.
-        be_subreaper: Whether a guest's orphans are to stay below it.
         tid_address: See ``syscalls.clone3``.
         born_inside: Whether guests are born in their cgroups.
         records: The module that writes its record: ``record``, or ``plain_record``.
@@ -74,7 +73,7 @@ class Setup:
     """
 
     __slots__ = (
-        *("be_subreaper", "born_inside", "call", "calls", "cgroup", "control", "data_limit", "inherited"),
+        *("born_inside", "call", "calls", "cgroup", "control", "data_limit", "inherited"),
         *("is_command", "keep_descriptors", "keep_terminal", "program", "program_calls", "records", "result"),
         *("ruleset", "start_event", "stderr", "stdin", "stdout", "supervisor", "tid_address"),
     )
@@ -90,20 +89,18 @@ class Setup:
     stdout: int | None
     stderr: int | None
 
-    def __init__(self, control: int, options: RunOptions, *, be_subreaper: bool) -> None:
+    def __init__(self, control: int, options: RunOptions) -> None:
         """In the zygote, once: what every guest will need to know.
 
         Args:
             control: The zygote's end of its socket.
             options: Of the run.
-            be_subreaper: Whether a guest's orphans are to stay below it.
         """
         self.supervisor = os.getppid()
         self.control = control
         self.inherited = () if options.pass_through else tuple(_inherited())
         self.keep_terminal = options.pass_through
         self.keep_descriptors = options.trusted
-        self.be_subreaper = be_subreaper
         self.tid_address = syscalls.tid_address()
         self.born_inside = True
         self.records: Any = record
@@ -211,8 +208,6 @@ def _take_steps(setup: Setup) -> None:
         step = "join sandbox"
         if setup.cgroup is not None and not setup.born_inside:
             _join(setup.cgroup)
-        if setup.be_subreaper:
-            syscalls.be_subreaper()
         step = "leave session"
         if not setup.keep_terminal:
             os.setsid()

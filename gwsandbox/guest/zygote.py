@@ -57,7 +57,6 @@ def run_zygote(
     options: RunOptions,
     *,
     limits: Mapping[int, tuple[int, int]],
-    be_subreaper: bool,
 ) -> NoReturn:
     """Become the zygote. Comes back in the guests only, which do not come back.
 
@@ -66,10 +65,9 @@ def run_zygote(
         inherited_tasks: Tasks that came along with the fork, by number.
         options: Of the run.
         limits: Resource limits of the caller, by number, which guests get back.
-        be_subreaper: Whether a guest's orphans are to stay below it.
     """
     try:
-        setup = _get_ready(control, options, limits, be_subreaper=be_subreaper)
+        setup = _get_ready(control, options, limits)
         _serve(control, inherited_tasks, setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, each task is to hear of it
         traceback.print_exc()
@@ -79,12 +77,10 @@ def run_zygote(
         os._exit(1)
 
 
-def _get_ready(
-    control: socket.socket, options: RunOptions, limits: Mapping[int, tuple[int, int]], *, be_subreaper: bool
-) -> child.Setup:
+def _get_ready(control: socket.socket, options: RunOptions, limits: Mapping[int, tuple[int, int]]) -> child.Setup:
     """Do once what every guest would have to do."""
     syscalls.die_with_parent()
-    setup = child.Setup(control.fileno(), options, be_subreaper=be_subreaper)
+    setup = child.Setup(control.fileno(), options)
     child.reset_inherited_state(keep_ignored=options.pass_through)
     if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
         syscalls.unblock_signals()
@@ -181,7 +177,7 @@ def _fork(setup: child.Setup) -> int:
     try:
         return syscalls.clone(for_exec=setup.is_command)
     except OSError as error:
-        if error.errno != errno.EPERM or not setup.be_subreaper:
+        if error.errno != errno.EPERM:
             return -(error.errno or errno.EAGAIN)
     return _fork_orphan()
 

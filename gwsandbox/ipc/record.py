@@ -18,6 +18,7 @@ import fcntl
 import mmap
 import os
 import pickle
+import resource
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ _HEAD = struct.Struct("=4sBxxxQQQ")  # magic, delivery, length of the body, numb
 _LENGTH = struct.Struct("=Q")
 _MAGIC = b"gws1"
 _VALUE = Delivery.VALUE.value  # which before Python 3.12 is Python code, and pages written in a guest
+_NO_ROOM = Delivery.NO_ROOM.value
 _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
 _ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
@@ -142,6 +144,9 @@ def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -
     try:
         _write_parts(fd, kind, body, buffers)
     except OSError as error:
+        if error.errno == errno.EFBIG and kind != _NO_ROOM:
+            _write_record(fd, _NO_ROOM, b"", [])
+            return
         raise ResultLostError(describe(error)) from error
 
 
@@ -196,9 +201,14 @@ def _write_mapped(fd: int, view: memoryview, position: int) -> int:
     """Past RLIMIT_FSIZE, which counts for memfds too but not for what is written through a mapping.
 
     The supervisor has made the file long enough; see ``make_room``.
+
+    Raises:
+        OSError: It could not, as its own hard limit is lower.
     """
     start = position // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     skipped = position - start
+    if os.fstat(fd).st_size < position + len(view):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     with mmap.mmap(fd, skipped + len(view), offset=start) as mapped:
         mapped[skipped:] = view
     return len(view)
@@ -219,8 +229,12 @@ def create() -> int:
 
 
 def make_room(fd: int) -> None:
-    """Let a guest write a record of any length where its file-size limit would stop it; holds no memory."""
-    os.ftruncate(fd, _ROOM)
+    """Let a guest write a record of any length where its file-size limit would stop it; holds no memory.
+
+    Where this process has such a limit itself, room is made up to that.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    os.ftruncate(fd, _ROOM if limit == resource.RLIM_INFINITY else min(_ROOM, limit))
 
 
 def read_unfinished(fd: int) -> str:

@@ -13,10 +13,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from gwsandbox.linux import procfs
 from gwsandbox.model.errors import CgroupError
 
 SLICE = "gwsandbox.slice"
 _SECONDS_TO_WAIT = 25  # D-Bus's own default
+_REMEDY = "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
+_SENDER = 0  # in the place of a pid: whoever sends the message, whatever his PID namespace calls him
 _numbers = itertools.count()
 _MANAGER = {
     "object_path": "/org/freedesktop/systemd1",
@@ -42,19 +45,26 @@ def why_none() -> str | None:
     return f"there is no system bus, as {bus_path()} does not exist: apt-get install dbus"
 
 
-def start_scope(holder: int) -> str:
-    """Put the process ``holder`` into a delegated scope of its own; the path of its cgroup below the mount.
+def start_scope() -> str:
+    """Put this process into a delegated scope of its own; the path of its cgroup below the mount.
 
     The scope lives as long as a process in it, and is collected by systemd then.
 
     Raises:
-        CgroupError: systemd cannot be asked, or refuses.
+        CgroupError: systemd cannot be asked, or refuses; or this process is not in the scope after that.
     """
-    name = f"gwsandbox-{os.getpid()}-{holder}-{next(_numbers)}.scope"
+    name = f"gwsandbox-{os.getpid()}-{procfs.start_time('self')}-{next(_numbers)}.scope"
     with _bus("start scope", name) as bus:
-        bus.start_and_wait(name, holder)
-    with open(f"/proc/{holder}/cgroup", encoding="utf-8") as file:
-        return next(line for line in file if line.startswith("0::")).strip()[3:]
+        bus.start_and_wait(name)
+    path = procfs.own_cgroup() or ""
+    if os.path.basename(path) != name:
+        raise CgroupError(
+            "start scope: systemd has put another process into it",
+            path=path,
+            value=name,
+            remedy=_REMEDY,
+        )
+    return path
 
 
 def delegated_unit() -> str | None:
@@ -77,7 +87,6 @@ def delegated_unit() -> str | None:
 @contextlib.contextmanager
 def _bus(step: str, value: str) -> Iterator[_Bus]:
     """A connection to systemd's manager, with its failures as errors of ours."""
-    remedy = "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
     try:
         # 35 ms, for who was not started with a delegated cgroup only.
         from jeepney.io.blocking import open_dbus_connection  # noqa: PLC0415
@@ -87,7 +96,7 @@ def _bus(step: str, value: str) -> Iterator[_Bus]:
     except ImportError as error:
         raise CgroupError(f"{step}: jeepney is missing", value=value, remedy="pip install jeepney") from error
     except (OSError, TimeoutError) as error:
-        raise CgroupError(f"{step}: {error}", path=bus_path(), value=value, remedy=remedy) from error
+        raise CgroupError(f"{step}: {error}", path=bus_path(), value=value, remedy=_REMEDY) from error
 
 
 class _Bus:
@@ -116,7 +125,7 @@ class _Bus:
         except DBusErrorResponse as error:
             raise OSError(f"systemd said {error.name}: {error.data}") from error
 
-    def start_and_wait(self, name: str, holder: int) -> None:
+    def start_and_wait(self, name: str) -> None:
         """Start the unit, and wait for the end of its own job; other units' jobs end meanwhile."""
         from jeepney import MatchRule  # noqa: PLC0415
         from jeepney.bus_messages import message_bus  # noqa: PLC0415
@@ -128,7 +137,7 @@ class _Bus:
         self._send(message_bus.AddMatch(ended))
         self.call("Subscribe")
         with self._connection.filter(ended, bufsize=1000) as jobs:
-            (job,) = self.call("StartTransientUnit", "ssa(sv)a(sa(sv))", _unit(name, holder))
+            (job,) = self.call("StartTransientUnit", "ssa(sv)a(sa(sv))", _unit(name))
             deadline = time.monotonic() + _SECONDS_TO_WAIT
             path, result = "", ""
             while path != job:
@@ -138,10 +147,10 @@ class _Bus:
                 raise OSError(f"its job ended as {result!r}")
 
 
-def _unit(name: str, holder: int) -> tuple[Any, ...]:
+def _unit(name: str) -> tuple[Any, ...]:
     properties = [
         ("Description", ("s", "Sandboxed tasks of gwsandbox")),
-        ("PIDs", ("au", [holder])),
+        ("PIDs", ("au", [_SENDER])),
         ("Slice", ("s", SLICE)),
         ("Delegate", ("b", True)),
         ("CollectMode", ("s", "inactive-or-failed")),

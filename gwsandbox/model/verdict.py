@@ -33,6 +33,7 @@ class Reason(enum.Enum):
     CPU_TIME = Outcome.CPU_TIME_EXCEEDED
     MEMORY = Outcome.OUT_OF_MEMORY
     OUTPUT = Outcome.OUTPUT_EXCEEDED
+    PIDS = Outcome.KILLED
     CANCELLED = Outcome.CANCELLED
 
 
@@ -53,6 +54,8 @@ class Delivery(enum.Enum):
     """The program could not be executed: not found, or not executable."""
     STEP_FAILED = enum.auto()
     """A step of ours before the task failed."""
+    NO_ROOM = enum.auto()
+    """The function is done, and a limit that we have inherited keeps us from sending back what it gave."""
 
 
 class Evidence(NamedTuple):
@@ -70,6 +73,8 @@ class Evidence(NamedTuple):
         cpu_limited: A CPU-time limit was asked for (and so SIGXCPU is ours).
         asked_to_end: SIGTERM came first: the reason stands whatever exit code the guest chose then.
         file_size_limited: A file-size limit was asked for (and so SIGXFSZ is ours).
+        refusal: What is known of allocations that a limit of ours has refused.
+        killer: Who, outside of gwsandbox, has killed it, where that is known.
         unfinished: What the guest waited for when it was ended after its record was whole; "" where that is unknown.
     """
 
@@ -85,6 +90,8 @@ class Evidence(NamedTuple):
     file_size_limited: bool = False
     asked_to_end: bool = False
     unfinished: str = ""
+    refusal: str = ""
+    killer: str = ""
 
 
 _OWN_FATAL_SIGNALS = frozenset(
@@ -102,9 +109,12 @@ _OWN_FATAL_SIGNALS = frozenset(
 )
 
 
+_ULIMITS = {"SIGXCPU": "-t", "SIGXFSZ": "-f"}
+
+
 def judge(evidence: Evidence) -> Outcome:
     """How the task ended."""
-    if evidence.delivery is Delivery.STEP_FAILED:
+    if evidence.delivery in {Delivery.STEP_FAILED, Delivery.NO_ROOM}:
         return Outcome.SANDBOX_ERROR
     if evidence.reason is Reason.OUTPUT:
         return Outcome.OUTPUT_EXCEEDED  # what it wrote was cut, however it ended
@@ -151,7 +161,7 @@ def signal_name(exit_code: int) -> str:
         return f"signal {-exit_code}"
 
 
-def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]) -> str:  # noqa: PLR0911 - a table
+def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]) -> str:  # noqa: C901, PLR0911 - a table
     """One sentence: what happened and, where that helps, what to do.
 
     Args:
@@ -180,11 +190,13 @@ def explain(evidence: Evidence, outcome: Outcome, requested: Mapping[str, float]
         case Outcome.CRASHED:
             return _explain_crash(evidence, requested)
         case Outcome.KILLED:
-            return _explain_kill(evidence)
+            return _explain_kill(evidence, requested)
         case Outcome.CANCELLED:
             return "ended by the caller"
         case Outcome.FAILED:
-            return _explain_failure(evidence, requested)
+            return _explain_failure(evidence, requested) + _refusal(evidence)
+        case Outcome.SANDBOX_ERROR if evidence.delivery is Delivery.NO_ROOM:
+            return "send value back: it is larger than the hard RLIMIT_FSIZE that gwsandbox inherited; raise ulimit -f"
         case Outcome.SUCCEEDED if evidence.exit_code:
             return f"the function returned, and {_explain_end(evidence, requested)}"
         case _:
@@ -197,7 +209,11 @@ def _explain_memory(evidence: Evidence, requested: Mapping[str, float]) -> str:
         text += " by a descendant, which the kernel killed"
     elif evidence.delivery is Delivery.NO_MEMORY:
         text += ": an allocation was refused"
-    return f"{text}; raise --memory (memory) if the work needs more"
+    return f"{text}; raise --memory (memory) if the work needs more{_refusal(evidence)}"
+
+
+def _refusal(evidence: Evidence) -> str:
+    return f"; {evidence.refusal}" if evidence.refusal else ""
 
 
 def _explain_crash(evidence: Evidence, requested: Mapping[str, float]) -> str:
@@ -205,11 +221,20 @@ def _explain_crash(evidence: Evidence, requested: Mapping[str, float]) -> str:
     if name == "SIGXFSZ" and evidence.file_size_limited:
         size = format_size(requested.get("file_size", 0))
         return f"ended by SIGXFSZ: a file grew to the limit of {size}; raise --file-size (file_size)"
-    return f"crashed with {name}"
+    if name in _ULIMITS:
+        return f"crashed with {name}: a limit was reached that the task or the caller has set (ulimit {_ULIMITS[name]})"
+    return f"crashed with {name}{_refusal(evidence)}"
 
 
-def _explain_kill(evidence: Evidence) -> str:
+def _explain_kill(evidence: Evidence, requested: Mapping[str, float]) -> str:
     name = signal_name(evidence.exit_code)
+    if evidence.reason is Reason.PIDS:
+        return (
+            f"more than {requested.get('pids', 0):g} processes and threads at a time; "
+            "raise --pids (pids) if the work needs more"
+        )
+    if evidence.killer:
+        return f"ended by {name}, sent by {evidence.killer}"
     if evidence.oom_kills_local:
         return (
             "killed by the OOM killer, and not for this task's own limit: an ancestor cgroup's memory.max "
@@ -251,6 +276,8 @@ def _explain_end(evidence: Evidence, requested: Mapping[str, float]) -> str:
             how = f"the CPU-time limit of {requested.get('cpu_seconds', 0):g} s ended what it left"
         case Reason.MEMORY:
             how = f"the memory limit of {format_size(requested.get('memory', 0))} ended what it left"
+        case Reason.PIDS:
+            how = f"the limit of {requested.get('pids', 0):g} processes and threads ended what it left"
         case Reason.CANCELLED:
             how = "the caller ended what it left"
         case _ if evidence.exit_code == -signal.SIGALRM:

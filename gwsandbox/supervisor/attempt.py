@@ -22,8 +22,8 @@ from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.verdict import Delivery, Evidence, Reason, explain, judge
 from gwsandbox.supervisor.output import OutputPipe
 
-Steps = Generator[tuple[int, int] | None, None, None]
-"""What is waited for, one after the other: a descriptor and an epoll mask, or ``None`` for births in progress."""
+Steps = Generator[tuple[int, int], None, None]
+"""What is waited for, one after the other: a descriptor and an epoll mask."""
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class Attempt:
         sending: Descriptors that are needed until the zygote has been asked for the guest.
         asked_to_end: Whether it had SIGTERM at its deadline.
         ended_at: Monotonic moment of the first kill, in seconds.
+        room_is_limited: Whether this process's own RLIMIT_FSIZE limits the record.
         patience: With looks at the guest that the kernel refuses.
     """
 
@@ -59,6 +60,7 @@ class Attempt:
     deadline: float | None = None
     next_check: float | None = None
     ended_at: float | None = None
+    room_is_limited: bool = False
     patience: Patience = field(default_factory=Patience)
     reason: Reason | None = None
     asked_to_end: bool = False
@@ -172,6 +174,8 @@ def report(
     delivery, payload_bytes, is_whole = record.inspect(attempt.result)
     if delivery is Delivery.STEP_FAILED and attempt.has_begun():
         delivery, payload_bytes, is_whole = Delivery.NOTHING, b"", True  # no step of ours, but the task, wrote that
+    if delivery is Delivery.NO_ROOM and not attempt.room_is_limited:
+        delivery, payload_bytes, is_whole = Delivery.NOTHING, b"", True  # likewise: there was room
     evidence = Evidence(
         exit_code=exit_code,
         delivery=delivery,
@@ -185,6 +189,8 @@ def report(
         file_size_limited="file_size" in attempt.requested,
         asked_to_end=attempt.asked_to_end,
         unfinished=unfinished,
+        refusal=counters.refusal,
+        killer=counters.killer,
     )
     outcome = judge(evidence)
     payload: bytes | tuple[bytes, bytes] = payload_bytes
@@ -212,6 +218,7 @@ def report(
 
 
 _REMEDIES = {
+    errno.EFBIG: "raise ulimit -f, which counts files in memory too",
     errno.EMFILE: "raise ulimit -n",
     errno.ENFILE: "raise fs.file-max",
     errno.EAGAIN: "see ulimit -u and the cgroup's pids.max",

@@ -103,7 +103,6 @@ class Launcher:
             [self._loop.fileno(), *self._backend.descriptors(), *not_callers, *here],
             self._options,
             limits=self._reserve.inherited_limits,
-            be_subreaper=self._backend.needs_subreaper,
         )
         try:
             self._loop.watch(zygote.fileno(), select.EPOLLIN, self.take_answers)
@@ -259,6 +258,7 @@ class Launcher:
             if "file_size" in requested or self._reserve.limits_file_size:
                 record.make_room(result)
             attempt = Attempt(order, isinstance(task, Command), sandbox, result, start_event, [], requested)
+            attempt.room_is_limited = self._reserve.limits_room
             undo.callback(attempt.asked)
             for pipe in _output_pipes(attempt, pass_through=self._options.pass_through):
                 undo.callback(pipe.close)

@@ -46,8 +46,7 @@ def watch_over(backend: Backend, supervise: Callable[[], None], end: _socket.soc
     code = 1
     try:
         if pid == 0:
-            if backend.needs_subreaper:
-                syscalls.be_subreaper()
+            syscalls.be_subreaper()
             supervise()
             os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the reaper too; now none is left
             code = 0
@@ -55,8 +54,10 @@ def watch_over(backend: Backend, supervise: Callable[[], None], end: _socket.soc
             _say_started(end, pid, group)
             descriptors.close_all_but({*range(3), *backend.descriptors()})
             code = _wait(pid)
-            if code:
-                backend.destroy()
+            try:
+                if code:
+                    backend.destroy()
+            finally:
                 kill_children()  # the zygote too, which is in no cgroup of ours
     except BaseException:  # noqa: BLE001 - a bug of ours: said where people look, then cleared up after
         traceback.print_exc()
@@ -86,8 +87,12 @@ def _wait(pid: int) -> int:
 
 def kill_children() -> None:
     """Kill and reap every child of this process, and what they leave to it as a subreaper."""
-    while pids := procfs.children(os.getpid()):
+    not_ours: set[int] = set()
+    while pids := set(procfs.children(os.getpid())) - not_ours:
         for pid in pids:
-            procfs.kill_tree(pid)
-        for pid in pids:
+            try:
+                procfs.kill_tree(pid)
+            except PermissionError:
+                not_ours.add(pid)
+        for pid in pids - not_ours:
             os.waitpid(pid, 0)

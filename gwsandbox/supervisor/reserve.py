@@ -25,6 +25,7 @@ class Reserve:
     Attributes:
         inherited_limits: The caller's RLIMIT_NOFILE and RLIMIT_FSIZE as they were, for guests to get back.
         limits_file_size: Whether guests get a limit on the size of files from the caller.
+        limits_room: Whether this process has one, which it cannot raise.
         descriptors: How many this process may have open for what is ordinary.
     """
 
@@ -34,6 +35,7 @@ class Reserve:
         self.inherited_limits = {number: resource.getrlimit(number) for number in numbers}
         own, most = self.inherited_limits[resource.RLIMIT_FSIZE]
         self.limits_file_size = own != resource.RLIM_INFINITY
+        self.limits_room = most != resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         self._restore()
 

@@ -38,7 +38,7 @@ end-of-file tells nothing while somebody else holds the other end. What a failin
 ===============================================  ===================================================================
 step                                             where it fails
 ===============================================  ===================================================================
-watch the caller, open the event loop            the run ends; ``Ended`` says step and errno to the caller
+watch caller and children, open the event loop   the run ends; ``Ended`` says step and errno to the caller
 send a report                                    "not now" is tried again; a caller that is gone ends the run
 fork the zygote, open a sandbox, ask for a       "not now" (EMFILE, EAGAIN, ENOMEM, …): the order waits, and fewer
 guest, fork it, confine it                       guests live for a while; otherwise the task is a SANDBOX_ERROR
@@ -135,7 +135,6 @@ class Supervisor:
         self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
         self._signals = GuestSignals(self._attempts)
-        self._await_births: list[Attempt] = []
         self._closing = False
 
     def run(self) -> None:
@@ -143,12 +142,12 @@ class Supervisor:
         if not self._options.pass_through:
             _read_nothing()
         self._watch_caller()
+        self._loop.watch(self._backend.watch_children(), select.EPOLLIN, self._backend.child_died)
         with contextlib.suppress(OSError):  # tried again once there is an order
             self._open_zygote()
         while True:
             self._begin_ready()
             self._order_births()
-            self._resume_after_births()
             self._update_channel()
             if self._done():  # asked after the last report was sent: nothing would wake us any more
                 break
@@ -373,7 +372,7 @@ class Supervisor:
             self._launcher.order(order)
 
     def _wants_guest(self) -> bool:
-        if self._await_births or self._launcher.is_blocked or self._is_clogged():
+        if self._launcher.is_blocked or self._is_clogged():
             return False
         if self._throttle.is_paused or self._alive() >= self._throttle.allowed:
             return False
@@ -414,15 +413,10 @@ class Supervisor:
     def _advance(self, attempt: Attempt) -> None:
         """Take an attempt to the next thing that it waits for."""
         try:
-            wanted = next(attempt.steps)
+            fd, mask = next(attempt.steps)
         except StopIteration:
             attempt.proceed = None  # it refers to the attempt in turn, and here nobody collects cycles
             return
-        if wanted is None:
-            attempt.proceed = functools.partial(self._advance, attempt)
-            self._await_births.append(attempt)
-            return
-        fd, mask = wanted
 
         def proceed() -> None:
             self._loop.forget(fd)
@@ -431,14 +425,6 @@ class Supervisor:
         attempt.proceed = proceed
         self._reserve.use(functools.partial(self._loop.watch, fd, mask, proceed))
 
-    def _resume_after_births(self) -> None:
-        """Go on with attempts that wait until no unknown child of ours can be a guest that was just born."""
-        if self._await_births and not self._launcher.has_births():
-            waiting, self._await_births = self._await_births, []
-            for attempt in waiting:
-                if attempt.proceed is not None:
-                    self._guard(attempt, attempt.proceed)
-
     def _give_up(self, attempt: Attempt, error: Exception) -> None:
         """We failed in the middle of an attempt: nothing of it may live on, and the caller is told."""
         if self._attempts.pop(attempt.order.number, None) is None:
@@ -446,8 +432,6 @@ class Supervisor:
         for fd in attempt.descriptors():
             self._loop.forget(fd)
         attempt.proceed = None
-        if attempt in self._await_births:
-            self._await_births.remove(attempt)
         self._fail(attempt.order, error)
         self._launcher.abandon(attempt)
 
@@ -477,16 +461,10 @@ class Supervisor:
         attempt.result = -1
         del self._attempts[attempt.order.number]
         self._post(made, large)
-        if not self._backend.needs_subreaper:
-            self._reap_strangers()
 
     def _await_emptiness(self, attempt: Attempt) -> Steps:
         """Kill what the guest's first process left, until nothing lives in the sandbox any more."""
         while True:
-            while self._reserve.use(self._backend.awaits_births):
-                self._launcher.take_answers()
-                if self._launcher.has_births():
-                    yield None
             remaining = self._reserve.use(attempt.sandbox.remaining)
             if remaining is None:
                 return
@@ -500,16 +478,6 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - as said
             sources = {"wall_seconds": "CLOCK_MONOTONIC", "memory_peak_bytes": f"not read: {error}"}
             return Usage(wall_seconds=elapsed, sources=sources), Counters()
-
-    def _reap_strangers(self) -> None:
-        """Reap dead children that no attempt started: a guest can fork a sibling of its own (CLONE_PARENT)."""
-        ours = {attempt.pid for attempt in (*self._attempts.values(), *self._launcher.attempts())}
-        ours.add(self._launcher.zygote_pid)
-        with contextlib.suppress(ChildProcessError):
-            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-                if found.si_pid in ours:
-                    return
-                os.waitpid(found.si_pid, os.WNOHANG)
 
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
         """Read what is there, and wait for more, or until what came can be passed on."""

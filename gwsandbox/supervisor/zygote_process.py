@@ -30,7 +30,6 @@ class ZygoteProcess:
         options: RunOptions,
         *,
         limits: Mapping[int, tuple[int, int]],
-        be_subreaper: bool,
     ) -> None:
         """Fork the zygote.
 
@@ -39,7 +38,6 @@ class ZygoteProcess:
             not_callers: Descriptors of this process that are not the caller's, which the zygote closes.
             options: Of the run.
             limits: Resource limits of the caller, by number, which guests get back.
-            be_subreaper: Whether a guest's orphans are to stay below it.
 
         Raises:
             OSError: The kernel refused.
@@ -54,7 +52,7 @@ class ZygoteProcess:
                     for fd in (self._socket.fileno(), *not_callers):
                         with contextlib.suppress(OSError):
                             os.close(fd)
-                    run_zygote(zygote_end, inherited_tasks, options, limits=limits, be_subreaper=be_subreaper)
+                    run_zygote(zygote_end, inherited_tasks, options, limits=limits)
             try:
                 self.pidfd = os.pidfd_open(self.pid)
             except OSError:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import features
 import pytest
@@ -20,7 +19,7 @@ from cli_support import HANG_AFTER, environment
 from support import Program, run_one
 
 from gwsandbox import CgroupError, Limits
-from gwsandbox.backends.cgroup import files, run_group
+from gwsandbox.backends.cgroup import files, run_group, subtree
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.cgroup.delegation import DelegatedRoot, find_root
 from gwsandbox.linux import systemd_scope
@@ -34,7 +33,7 @@ import os
 from gwsandbox import CgroupError
 from gwsandbox.linux import systemd_scope
 try:
-    systemd_scope.start_scope(os.getpid())
+    systemd_scope.start_scope()
 except CgroupError as error:
     print(error)
 """
@@ -58,6 +57,14 @@ def threaded(group: str) -> str:
     os.mkdir(path)
     put(path, "cgroup.type", "threaded")
     return path
+
+
+def remove(path: str) -> None:
+    above = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        subtree.remove(os.path.basename(path), above, path)
+    finally:
+        os.close(above)
 
 
 def put(path: str, name: str, value: str) -> None:
@@ -129,9 +136,9 @@ def test_a_leaf_that_somebody_else_removed(group: str) -> None:
     backend.prepare()
     leaf = backend.open(Limits())
     os.rmdir(leaf.path)
-    with pytest.raises(CgroupError, match=f"remove leaf: {leaf.path}") as caught:
-        leaf.close()
-    assert ends(caught.value, errno.ENOENT)
+    leaf.kill()
+    assert leaf.remaining() is None
+    leaf.close()
     backend.destroy()
 
 
@@ -179,7 +186,7 @@ def test_a_group_in_which_something_lives(group: str) -> None:
         assert program.line() == "up"
         put(group, "cgroup.procs", str(program.pid))
         with pytest.raises(CgroupError, match=f"remove cgroup: {group}") as caught:
-            run_group.remove(group)
+            remove(group)
         assert ends(caught.value, errno.EBUSY)
 
 
@@ -189,18 +196,18 @@ def test_a_group_in_which_something_lives(group: str) -> None:
 def test_a_group_that_is_gone_before_it_is_removed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rmdir = os.rmdir
 
-    def busy_and_then_empty(path: str) -> None:
+    def busy_and_then_empty(name: str, *, dir_fd: int) -> None:
         try:
-            rmdir(path)
+            rmdir(name, dir_fd=dir_fd)
         except OSError:
-            rmdir(f"{path}/below")
+            rmdir(f"{name}/below", dir_fd=dir_fd)
             raise
 
     monkeypatch.setattr(os, "rmdir", busy_and_then_empty)
     os.makedirs(f"{group}/outer/below")
-    run_group.remove(f"{group}/outer")
+    remove(f"{group}/outer")
     assert not os.path.exists(f"{group}/outer")
-    run_group.remove(f"{group}/outer")
+    remove(f"{group}/outer")
     run_group.destroy(f"{group}/outer")
 
 
@@ -216,18 +223,18 @@ def test_a_group_that_is_gone_before_it_is_read(group: str, folder: int, monkeyp
     assert not os.path.exists(group)
 
 
-def test_a_group_below_that_is_gone_before_its_processes_are_read(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_below_that_are_gone_before_they_are_entered_or_read(group: str, folder: int) -> None:
     """Before Linux 5.14; a guest, too, may remove its groups."""
-
-    def gone_when_opened(path: str, **options: str) -> IO[str]:
-        file: IO[str] = open(path, encoding="ascii")  # noqa: SIM115 - closed by whom we give it to
-        os.rmdir(os.path.dirname(path))
-        return file
-
-    monkeypatch.setattr(run_group, "open", gone_when_opened, raising=False)
-    os.mkdir(f"{group}/below")
-    assert run_group._processes(f"{group}/below", group) == []
-    assert not os.path.exists(f"{group}/below")
+    os.makedirs(f"{group}/outer/inner")
+    os.mkdir(f"{group}/other")
+    came = []
+    for below, left in subtree.walk(folder):
+        came.append(left or "in")
+        if len(came) == 2:  # in the first of the two
+            for path in ("outer/inner", "outer", "other"):
+                os.rmdir(f"{group}/{path}")
+            assert subtree.processes(below, group, is_top=False) == []
+    assert came in (["in", "in", "outer"], ["in", "in", "other"])
 
 
 def test_a_group_that_is_gone_before_it_is_killed(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,13 +276,23 @@ def refused_scope(*before: str, env: dict[str, str] | None = None, options: tupl
 
 
 @has_systemd
-def test_systemd_refuses() -> None:
+def test_systemd_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd_scope, "_SENDER", NO_PROCESS)
     with pytest.raises(CgroupError) as caught:
-        systemd_scope.start_scope(NO_PROCESS)
+        systemd_scope.start_scope()
     assert caught.value.step.startswith("start scope: systemd said org.freedesktop.")
     assert caught.value.path == systemd_scope.bus_path()
-    assert caught.value.value.startswith(f"gwsandbox-{os.getpid()}-{NO_PROCESS}-")
+    assert caught.value.value.startswith(f"gwsandbox-{os.getpid()}-")
     assert caught.value.remedy == "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
+
+
+@has_systemd
+def test_a_scope_that_holds_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        monkeypatch.setattr(systemd_scope, "_SENDER", program.pid)
+        with pytest.raises(CgroupError, match="start scope: systemd has put another process into it"):
+            systemd_scope.start_scope()
 
 
 @pytest.mark.vm

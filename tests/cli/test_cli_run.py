@@ -66,9 +66,15 @@ def test_out_of_memory(tmp_path: Path) -> None:
     assert report["usage"]["sources"]["memory_peak_bytes"] == "memory.peak"
 
 
-def test_the_program_is_refused_memory_by_rlimit() -> None:
+def test_out_of_memory_as_sampled() -> None:
+    done = run("rlimit", "--memory", "64MiB", "--timeout", "60s", "--", *python("x=bytearray(10**9)"))
+    assert done.returncode == 123, done.stderr
+    assert done.stderr.startswith("gwsandbox: memory limit of 64 MiB reached; raise --memory")
+
+
+def test_the_program_is_refused_more_than_it_could_ever_use() -> None:
     """Not an end by us: the program sees its allocation fail, and chooses its exit code."""
-    done = run("rlimit", "--memory", "64MiB", "--", *python("x=bytearray(10**9)"))
+    done = run("rlimit", "--memory", "64MiB", "--", *python("x=bytearray(10**13)"))
     assert done.returncode == 1
     assert "MemoryError" in done.stderr
 

@@ -47,9 +47,9 @@ _NEEDS: dict[Outcome, Callable[[Evidence], bool]] = {
     ),
     Outcome.OUTPUT_EXCEEDED: lambda e: e.reason is Reason.OUTPUT,
     Outcome.CRASHED: lambda e: e.exit_code < 0 and e.reason is None and not says_so(e),
-    Outcome.KILLED: lambda e: e.exit_code < 0 and e.reason is None and not says_so(e),
+    Outcome.KILLED: lambda e: e.exit_code < 0 and e.reason in {None, Reason.PIDS} and not says_so(e),
     Outcome.CANCELLED: lambda e: e.reason is Reason.CANCELLED and e.exit_code < 0 and not says_so(e),
-    Outcome.SANDBOX_ERROR: lambda e: e.delivery is Delivery.STEP_FAILED,
+    Outcome.SANDBOX_ERROR: lambda e: e.delivery in {Delivery.STEP_FAILED, Delivery.NO_ROOM},
 }
 
 
@@ -73,7 +73,8 @@ def test_what_every_outcome_needs_holds_over_every_combination() -> None:
     for evidence in everything_that_can_occur(verdict):
         outcome = verdict.judge(evidence)
         assert _NEEDS[outcome](evidence), (outcome, evidence)
-        assert (outcome is Outcome.SANDBOX_ERROR) == (evidence.delivery is Delivery.STEP_FAILED)
+        ours = {Delivery.STEP_FAILED, Delivery.NO_ROOM}
+        assert (outcome is Outcome.SANDBOX_ERROR) == (evidence.delivery in ours)
 
 
 def test_every_verdict_that_needs_words_is_explained_in_one_sentence() -> None:
@@ -103,7 +104,7 @@ def test_sizes_for_people(size: float, text: str) -> None:
 
 # --- a mutation per rule ---------------------------------------------------------------------------------
 
-_RULES = {"judge", "_has_record", "_judge_record", "_judge_exit", "_judge_signal", "explain", "_explain_memory", "_explain_crash", "_explain_kill", "_explain_failure", "_explain_end"}  # fmt: skip
+_RULES = {"judge", "_has_record", "_judge_record", "_judge_exit", "_judge_signal", "explain", "_explain_memory", "_explain_crash", "_explain_kill", "_explain_failure", "_explain_end", "_refusal"}  # fmt: skip
 _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,

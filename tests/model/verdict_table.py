@@ -12,11 +12,19 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-ASKED = {"wall_seconds": 2.5, "cpu_seconds": 3.0, "memory": 200 * 1024**2, "output": 16 * 1024**2, "file_size": 4096}
+ASKED = {
+    "wall_seconds": 2.5,
+    "cpu_seconds": 3.0,
+    "memory": 200 * 1024**2,
+    "output": 16 * 1024**2,
+    "file_size": 4096,
+    "pids": 64,
+}
 
 OWN_OOM: dict[str, Any] = {"oom_events": 1, "oom_kills": 2, "oom_kills_local": 2}
 ANCESTORS_OOM: dict[str, Any] = {"oom_kills": 1, "oom_kills_local": 1}
 NESTED_OOM: dict[str, Any] = {"oom_kills": 1}
+REFUSAL = "much was reserved"
 NEAR_MISS: dict[str, Any] = {"oom_events": 3}  # the limit was reached, and what was reclaimed was enough
 
 FATAL = [
@@ -73,7 +81,7 @@ ROWS = [
     row("SIGTERM at the deadline, and the function returned", "SUCCEEDED", "", exit_code=0, reason="DEADLINE", delivery="VALUE", asked_to_end=True),
     row("CPU time by our look", "CPU_TIME_EXCEEDED", "CPU-time limit of 3 s used up; raise --cpu-time", exit_code=-9, reason="CPU_TIME"),
     row("CPU time by SIGXCPU", "CPU_TIME_EXCEEDED", "3 s", exit_code=-signal.SIGXCPU, cpu_limited=True),
-    row("SIGXCPU that was not ours", "CRASHED", "crashed with SIGXCPU", exit_code=-signal.SIGXCPU),
+    row("SIGXCPU that was not ours", "CRASHED", "crashed with SIGXCPU: a limit was reached that the task or the caller has set (ulimit -t)", exit_code=-signal.SIGXCPU),
     row("memory by our look", "OUT_OF_MEMORY", "memory limit of 200 MiB reached; raise --memory", exit_code=-9, reason="MEMORY"),
     row("memory by the kernel", "OUT_OF_MEMORY", "memory limit of 200 MiB reached; raise --memory", exit_code=-9, **OWN_OOM),
     row("a descendant OOM-killed, it returned", "OUT_OF_MEMORY", "by a descendant, which the kernel killed", exit_code=0, delivery="VALUE", **OWN_OOM),
@@ -88,7 +96,10 @@ ROWS = [
     row("output found after a good end", "OUTPUT_EXCEEDED", "16 MiB", exit_code=0, reason="OUTPUT", is_command=True),
     row("output and OOM", "OUTPUT_EXCEEDED", "16 MiB", exit_code=-9, reason="OUTPUT", **OWN_OOM),
     row("file size by SIGXFSZ", "CRASHED", "a file grew to the limit of 4 KiB; raise --file-size", exit_code=-signal.SIGXFSZ, file_size_limited=True),
-    row("SIGXFSZ that was not ours", "CRASHED", "crashed with SIGXFSZ", exit_code=-signal.SIGXFSZ),
+    row("SIGXFSZ that was not ours", "CRASHED", "crashed with SIGXFSZ: a limit was reached that the task or the caller has set (ulimit -f)", exit_code=-signal.SIGXFSZ),
+    row("processes by our look", "KILLED", "more than 64 processes and threads at a time; raise --pids", exit_code=-9, reason="PIDS"),
+    row("program ended with too many processes", "SUCCEEDED", "", exit_code=0, reason="PIDS", is_command=True),
+    row("processes by our look after the value", "SUCCEEDED", "the limit of 64 processes and threads ended what it left", exit_code=-9, reason="PIDS", delivery="VALUE"),
     row("cancelled", "CANCELLED", "ended by the caller", exit_code=-9, reason="CANCELLED"),
     row("returned in the instant of cancelling", "SUCCEEDED", "", exit_code=0, reason="CANCELLED", delivery="VALUE"),
     # --- memory of others -------------------------------------------------------------------------------
@@ -113,6 +124,12 @@ ROWS = [
     row("deadline after it raised", "FAILED", "the function raised (and the wall-clock limit of 2.5 s ended what it left)", exit_code=-9, reason="DEADLINE", delivery="RAISED"),
     row("killed after its value could not travel", "FAILED", "its value could not be sent back (and SIGKILL ended what it left)", exit_code=-9, delivery="NOT_TRANSFERABLE"),
     row("output, value was there", "OUTPUT_EXCEEDED", "16 MiB", exit_code=-9, reason="OUTPUT", delivery="VALUE"),
+    row("killed by who is known", "KILLED", "ended by SIGKILL, sent by a daemon", exit_code=-9, killer="a daemon"),
+    # --- allocations that may have been refused ---------------------------------------------------------
+    row("program failed near RLIMIT_DATA", "FAILED", "exit code 3; much was reserved", exit_code=3, is_command=True, refusal=REFUSAL),
+    row("crashed near RLIMIT_DATA", "CRASHED", "SIGSEGV; much was reserved", exit_code=-11, refusal=REFUSAL),
+    row("refused near RLIMIT_DATA", "OUT_OF_MEMORY", "needs more; much was reserved", exit_code=1, delivery="NO_MEMORY", memory_refused=True, refusal=REFUSAL),
+    row("ended well near RLIMIT_DATA", "SUCCEEDED", "", exit_code=0, is_command=True, refusal=REFUSAL),
     # --- signals ----------------------------------------------------------------------------------------
     row("killed from outside", "KILLED", "ended by SIGKILL, sent by itself or from outside", exit_code=-9),
     row("killed by a signal without a name", "KILLED", "ended by signal 40", exit_code=-40),
@@ -121,6 +138,7 @@ ROWS = [
     *(row(f"ended by signal {n}", "KILLED", "not by gwsandbox", exit_code=-n) for n in FROM_OUTSIDE),
     # --- ours -------------------------------------------------------------------------------------------
     row("a step failed", "SANDBOX_ERROR", "", exit_code=125, delivery="STEP_FAILED"),
+    row("no room for the value", "SANDBOX_ERROR", "send value back: it is larger than the hard RLIMIT_FSIZE", exit_code=0, delivery="NO_ROOM"),
     row("a step failed, then the deadline came", "SANDBOX_ERROR", "", exit_code=-9, delivery="STEP_FAILED", reason="DEADLINE"),
     row("a step failed for want of memory", "SANDBOX_ERROR", "", exit_code=125, delivery="STEP_FAILED", **OWN_OOM),
 ]  # fmt: skip
@@ -147,7 +165,7 @@ def needs_words(evidence: Any, outcome: str) -> bool:
     """Whether there is something to say: of a success only what came after a call's record."""
     if outcome == "SUCCEEDED":
         return evidence.exit_code != 0 and not evidence.is_command
-    return outcome != "SANDBOX_ERROR"
+    return outcome != "SANDBOX_ERROR" or evidence.delivery.name == "NO_ROOM"
 
 
 def everything_that_can_occur(module: ModuleType) -> Iterator[Any]:

@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable
 from typing import Self
 
-from gwsandbox.backends.cgroup import run_group
+from gwsandbox.backends.cgroup import files, run_group, subtree
 from gwsandbox.backends.cgroup.delegation import MOUNT, DelegatedRoot, NotDelegated, find_root, usable
-from gwsandbox.backends.cgroup.leaf import ForkMemory, Leaf
+from gwsandbox.backends.cgroup.leaf import Leaf, Place
+from gwsandbox.backends.fork_memory import ForkMemory
+from gwsandbox.backends.orphans import Orphans
 from gwsandbox.linux import systemd_scope
 from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.limits import Limits
@@ -32,7 +34,6 @@ class CgroupBackend:
     """Limits held by cgroup v2, one leaf per attempt under ``root``."""
 
     name = "cgroup"
-    needs_subreaper = False
     may_refuse = True
 
     def __init__(self, root: DelegatedRoot | None = None) -> None:
@@ -44,6 +45,7 @@ class CgroupBackend:
         self._opened = 0
         self._enforcements: dict[tuple[str, ...], Enforcement] = {}
         self._fork = ForkMemory()
+        self._orphans = Orphans()
 
     @classmethod
     def find(cls) -> Self:
@@ -68,7 +70,7 @@ class CgroupBackend:
         """
         root = self._root
         if root is None:
-            root = usable(MOUNT + systemd_scope.start_scope(os.getpid()))
+            root = usable(MOUNT + systemd_scope.start_scope())
             run_group.sweep_scopes(os.path.dirname(root.path))
         else:
             run_group.sweep(root.path)
@@ -79,15 +81,18 @@ class CgroupBackend:
     def adopt_group(self, group: str) -> None:
         self._path = group
 
-    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
-        """Nothing to do: it stays where the supervisor is."""
+    def watch_children(self) -> int:
+        return self._orphans.watch()
 
-    def awaits_births(self) -> bool:
-        """Never: what lives in a leaf is that leaf's."""
-        return False
+    def child_died(self) -> None:
+        self._orphans.woken()
+
+    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
+        self._fork.zygote = zygote
+        self._orphans.adopt(zygote, has_births)
 
     def descriptors(self) -> list[int]:
-        return [self._folder] if self._folder >= 0 else []
+        return [*self._orphans.descriptors(), *([self._folder] if self._folder >= 0 else [])]
 
     def open(self, limits: Limits) -> Leaf:
         """A fresh leaf with ``limits`` written.
@@ -102,18 +107,26 @@ class CgroupBackend:
         self._opened += 1
         name = f"task-{self._opened}"
         path = f"{self._path}/{name}"
-        try:
-            os.mkdir(name, 0o755, dir_fd=self._folder)
-        except OSError as error:
-            raise CgroupError("open leaf", path=path, errno=error.errno or 0) from error
         with contextlib.ExitStack() as undo:
-            undo.callback(os.rmdir, name, dir_fd=self._folder)
-            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
-            undo.callback(os.close, folder)
-            leaf = Leaf(path, folder, requested, self._enforcements[key], self._fork)
+            try:
+                self._make(name)
+                undo.callback(subtree.remove, name, self._folder, path)
+                folder = files.open_folder(name, self._folder)
+                undo.callback(os.close, folder)
+            except OSError as error:
+                raise CgroupError("open leaf", path=path, errno=error.errno or 0) from error
+            place = Place(path, name, folder, self._folder)
+            leaf = Leaf(place, requested, self._enforcements[key], fork=self._fork, orphans=self._orphans)
             leaf.write_limits()
             undo.pop_all()
         return leaf
+
+    def _make(self, name: str) -> None:
+        try:
+            os.mkdir(name, 0o755, dir_fd=self._folder)
+        except PermissionError:  # a guest may be our user, and have taken the permissions from the run group
+            files.give_back_permissions(self._folder)
+            os.mkdir(name, 0o755, dir_fd=self._folder)
 
     def _enforce(self, requested: tuple[str, ...]) -> Enforcement:
         degraded = {}
@@ -125,10 +138,16 @@ class CgroupBackend:
         return Enforcement(self.name, held, degraded)
 
     def destroy(self) -> None:
-        """Kill and remove the run group with all its leaves."""
-        if self._path:
-            run_group.destroy(self._path)
-            self._path = ""
-        if self._folder >= 0:
-            folder, self._folder = self._folder, -1
-            os.close(folder)
+        """Kill and remove the run group with all its leaves.
+
+        Raises:
+            CgroupError: Something of it cannot be killed or removed.
+        """
+        path, folder = self._path, self._folder
+        self._path, self._folder = "", -1
+        try:
+            if path:
+                run_group.destroy(path)
+        finally:
+            if folder >= 0:
+                os.close(folder)

@@ -17,7 +17,7 @@ import os
 import re
 from typing import NamedTuple
 
-from gwsandbox.linux import systemd_scope
+from gwsandbox.linux import procfs, systemd_scope
 from gwsandbox.model.errors import CgroupError
 
 MOUNT = "/sys/fs/cgroup"
@@ -87,8 +87,7 @@ def _own_cgroup() -> str:
             path=MOUNT,
             remedy="boot with systemd.unified_cgroup_hierarchy=1, or use backend='rlimit'",
         )
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        entry = next((line for line in file if line.startswith("0::")), "0::/").strip()[3:]
+    entry = procfs.own_cgroup() or "/"
     if entry.startswith("/.."):
         raise WrongNamespace(
             "find delegated root: the process is outside of its cgroup namespace",

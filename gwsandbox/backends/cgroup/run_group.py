@@ -2,7 +2,7 @@
 
 It carries its owner's pid and start time in its name, and a shared lock (flock) that ends with its last
 holder, so that the next start knows what a killed owner left behind and sweeps it. The lock tells also where
-the pid does not: across pid namespaces.
+the pid does not: across PID namespaces.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import itertools
 import os
 import re
 import select
+import time
 
-from gwsandbox.backends.cgroup import files
+from gwsandbox.backends.cgroup import files, subtree
 from gwsandbox.backends.cgroup.delegation import RUN_NAME, DelegatedRoot
 from gwsandbox.linux.procfs import start_time
 from gwsandbox.model.errors import CgroupError
 
 _ASIDE = "supervisor"
+_SECONDS_TO_DIE = 30.0  # of processes that were killed: one that waits for a disk or a dead file server takes long
+_ROUNDS = 100  # of moving processes: each leaves only those that were just forked
 _numbers = itertools.count()
-_REMOVED = frozenset({errno.ENODEV, errno.ENOENT})  # what a file says whose group was removed after it was opened
+_SAID = "user.gwsandbox.refused"  # extended attribute of a run group of which it was said that it cannot be removed
 
 
 def open_run_group(root: DelegatedRoot) -> tuple[str, int]:
@@ -31,31 +34,29 @@ def open_run_group(root: DelegatedRoot) -> tuple[str, int]:
     Raises:
         CgroupError: The kernel refused.
     """
-    folder = _open_folder(root.path)
-    try:
+    with contextlib.ExitStack() as undo:
+        folder = files.open_folder(root.path)
+        undo.callback(os.close, folder)
         _step_aside(root, folder)
-        pid = os.getpid()
-        path = f"{root.path}/gwsandbox-{pid}-{start_time(pid)}-{next(_numbers)}"
+        path = f"{root.path}/gwsandbox-{os.getpid()}-{start_time('self')}-{next(_numbers)}"
         try:
             os.mkdir(path, 0o755)
+            undo.callback(os.rmdir, path)
+            group = hold(path)
+            undo.callback(os.close, group)
         except OSError as error:
             raise CgroupError("open run group", path=path, errno=error.errno or 0) from error
-    finally:
+        _enable(root.controllers, group, path)
+        undo.pop_all()
         os.close(folder)
-    group = hold(path)
-    _enable(root.controllers, group, path)
     return path, group
 
 
 def hold(path: str) -> int:
     """Open a run group and hold its lock, together with others of its run, until the descriptor is closed."""
-    group = _open_folder(path)
+    group = files.open_folder(path)
     fcntl.flock(group, fcntl.LOCK_SH)
     return group
-
-
-def _open_folder(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _step_aside(root: DelegatedRoot, folder: int) -> None:
@@ -89,142 +90,157 @@ def _move_processes(folder: int, path: str) -> None:
         pass
     except OSError as error:
         raise CgroupError("step aside", path=aside, errno=error.errno or 0) from error
-    target = _open_folder(aside)
+    target = files.open_folder(aside)
     try:
-        # A process that forks while its parent moves is seen on the next round.
-        while pids := (files.read("cgroup.procs", folder) or "").split():
+        for _ in range(_ROUNDS):  # a process that forks while its parent moves is seen on the next round
+            pids = (files.read("cgroup.procs", folder) or "").split()
+            strangers = pids.count("0")  # they are in no PID namespace of ours; written back, 0 is this process
+            if strangers:
+                raise CgroupError(
+                    "step aside: processes of an outer PID namespace are in it, which only that namespace can move",
+                    path=path,
+                    value=f"{strangers} of {len(pids)}",
+                    remedy="set DelegateSubgroup=supervisor in its unit (systemd 254), or let what makes the namespace "
+                    "first enter a group below it",
+                )
+            if not pids:
+                return
             for pid in pids:
-                try:
-                    files.write("cgroup.procs", pid, target, "step aside", aside)
-                except CgroupError as error:
-                    if error.errno != errno.ESRCH:
-                        raise
+                _move(pid, target, aside)
     finally:
         os.close(target)
 
 
-def is_populated(folder: int) -> bool:
-    """Whether any process lives in this cgroup or below it."""
+def _move(pid: str, target: int, path: str) -> None:
     try:
-        text = files.read("cgroup.events", folder)
-    except OSError as error:
-        if error.errno not in _REMOVED:
+        files.write("cgroup.procs", pid, target, "step aside", path)
+    except CgroupError as error:
+        if error.errno != errno.ESRCH:
             raise
-        return False
-    return files.parse_flat(text).get("populated", 0) == 1
+
+
+def is_populated(folder: int) -> bool:
+    """Whether any process lives in this cgroup or below it; not so where it is gone."""
+    return files.parse_flat(files.read("cgroup.events", folder)).get("populated", 0) == 1
 
 
 def kill(folder: int, path: str) -> None:
-    """Send SIGKILL to every process in a cgroup and below it.
+    """Send SIGKILL to every process in a cgroup and below it; nothing where the cgroup is gone.
 
     Before Linux 5.14 there is no cgroup.kill: the group is frozen first, so that nothing forks away from us,
     and thawed after, as a frozen process of version 2 dies of SIGKILL but its group stays frozen.
-    """
-    if files.write("cgroup.kill", "1", folder, "kill", path):
-        return
-    files.write("cgroup.freeze", "1", folder, "kill", path)
-    for current, _, _ in os.walk(path):
-        for pid in _processes(current, path):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 9)
-    files.write("cgroup.freeze", "0", folder, "kill", path)
-
-
-def _processes(path: str, top: str) -> list[int]:
-    """Pids in a cgroup at or below ``top``; of a threaded one they are listed in its domain, which is above it.
-
-    A guest may remove its groups while we look through them.
-    """
-    try:
-        with open(f"{path}/cgroup.procs", encoding="ascii") as procs:
-            return [int(pid) for pid in procs.read().split()]
-    except OSError as error:
-        if error.errno in _REMOVED or (error.errno == errno.EOPNOTSUPP and path != top):
-            return []
-        raise CgroupError("kill", path=f"{path}/cgroup.procs", errno=error.errno or 0) from error
-
-
-def remove(path: str) -> None:
-    """Remove a cgroup in which nothing lives, and the groups that a guest may have made in it.
-
-    A guest may have taken the permissions from its own groups; rmdir asks for those of the parent.
-
-    When the last process of a scope is gone, systemd removes its groups too, from the innermost on: each step here
-    may find done what it is about to do.
 
     Raises:
-        CgroupError: A process still lives in it.
+        CgroupError: The kernel refused.
     """
     try:
-        try:
-            os.rmdir(path)
-        except OSError:  # EBUSY, be it for groups below or for processes
-            for entry in list(os.scandir(path)):
-                if entry.is_dir(follow_symlinks=False):
-                    remove(entry.path)
-            os.rmdir(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise CgroupError("remove cgroup", path=path, errno=error.errno or 0) from error
+        if files.write_if_there("cgroup.kill", "1", folder, "kill", path):
+            return
+        if files.write_if_there("cgroup.freeze", "1", folder, "kill", path):
+            subtree.kill_each(folder, path)
+            files.write("cgroup.freeze", "0", folder, "kill", path)
+    except CgroupError as error:
+        if error.errno not in files.GONE:
+            raise
 
 
 def destroy(path: str) -> None:
-    """Kill everything in a cgroup, wait until nothing lives in it, and remove it with all below."""
+    """Kill everything in a cgroup, wait until nothing lives in it, and remove it with all below.
+
+    Raises:
+        CgroupError: It cannot be killed or removed, or something in it does not die within half a minute.
+    """
     with contextlib.ExitStack() as opened:
         try:
-            folder = _open_folder(path)
+            above = files.open_folder(os.path.dirname(path))
+            opened.callback(os.close, above)
+            folder = files.open_folder(os.path.basename(path), above)
             opened.callback(os.close, folder)
-            events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+            events = files.open_file("cgroup.events", os.O_RDONLY, folder)
             opened.callback(os.close, events)
         except FileNotFoundError:
             return
-        poll = select.poll()
-        poll.register(events, select.POLLPRI)
-        while is_populated(folder):
-            try:
-                kill(folder, path)
-            except CgroupError as error:
-                if error.errno not in _REMOVED:
-                    raise
-                continue
-            poll.poll(1000)  # a fork that raced the kill is killed by the next round
-        remove(path)
+        except OSError as error:
+            raise CgroupError("open cgroup to remove it", path=path, errno=error.errno or 0) from error
+        _kill_all(folder, events, path)
+        subtree.remove(os.path.basename(path), above, path)
+
+
+def _kill_all(folder: int, events: int, path: str) -> None:
+    poll = select.poll()
+    poll.register(events, select.POLLPRI)
+    deadline = time.monotonic() + _SECONDS_TO_DIE
+    while is_populated(folder):
+        if time.monotonic() > deadline:
+            raise CgroupError(
+                f"kill: something in it does not die within {_SECONDS_TO_DIE:.0f} s",
+                path=path,
+                remedy="see ps -eo pid,stat,wchan:30,cgroup for a process in state D; then run gwsandbox clean",
+            )
+        kill(folder, path)
+        poll.poll(1000)  # a fork that raced the kill is killed by the next round
 
 
 def leftovers(root: str) -> list[str]:
     """Paths of the run groups under ``root`` whose owner is dead and whose lock nobody holds."""
-    found: list[str] = []
     try:
-        entries = list(os.scandir(root))
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries]
     except FileNotFoundError:  # a scope that systemd has just collected
-        return found
-    for entry in entries:
-        match = re.fullmatch(RUN_NAME, entry.name)
-        if match is None or start_time(int(match[1])) == int(match[2]):
-            continue
-        with contextlib.suppress(OSError):
-            folder = _open_folder(entry.path)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found.append(entry.path)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(folder)
-    return found
+        return []
+    return [f"{root}/{name}" for name in names if _is_left_over(root, name)]
+
+
+def _is_left_over(root: str, name: str) -> bool:
+    match = re.fullmatch(RUN_NAME, name)
+    if match is None:
+        return False
+    try:
+        if start_time(int(match[1])) == int(match[2]):
+            return False
+        folder = files.open_folder(f"{root}/{name}")
+    except OSError:  # another user's, or just removed
+        return False
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(folder)
+    return True
 
 
 def sweep(root: str) -> list[str]:
-    """Remove what dead owners left behind under ``root``; the paths that were removed."""
+    """Remove what dead owners left behind under ``root``; the paths that were removed.
+
+    What cannot be removed is logged, by the first who finds it so, and keeps nobody from starting.
+    """
     swept = []
     for path in leftovers(root):
-        destroy(path)
-        swept.append(path)
+        try:
+            destroy(path)
+        except (CgroupError, OSError) as error:
+            _say_once(path, error)
+        else:
+            swept.append(path)
     return swept
 
 
+def _say_once(path: str, error: Exception) -> None:
+    with contextlib.suppress(OSError):
+        if os.getxattr(path, _SAID):
+            return
+    with contextlib.suppress(OSError):
+        os.setxattr(path, _SAID, b"1")
+    import logging  # noqa: PLC0415 - 5 ms, which only a bad leftover costs
+
+    logging.getLogger("gwsandbox").warning(
+        "the cgroup %s of a dead run cannot be removed: %s; try gwsandbox clean as root", path, error
+    )
+
+
 def sweep_scopes(folder: str) -> list[str]:
-    """Sweep every scope of ours in the slice ``folder``; an empty scope is removed by systemd."""
-    scopes = [entry.path for entry in os.scandir(folder) if entry.name.endswith(".scope")]
+    """Sweep every scope of ours in the slice ``folder``; systemd removes a scope that is empty."""
+    with os.scandir(folder) as entries:
+        scopes = [entry.path for entry in entries if entry.name.endswith(".scope")]
     return [path for scope in scopes for path in sweep(scope)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gwsandbox.backends.cgroup.delegation import MOUNT, WANTED, NotDelegated, WrongNamespace, find_root, is_marked
-from gwsandbox.linux import systemd_scope
+from gwsandbox.linux import procfs, systemd_scope
 from gwsandbox.model.errors import CgroupError
 
 CgroupVersion = Literal["unified", "hybrid", "legacy", "none"]
@@ -173,8 +173,7 @@ def _some_group() -> str:
 
 
 def _own_group() -> str:
-    lines = _read("/proc/self/cgroup").splitlines()
-    return (MOUNT + next((line[3:] for line in lines if line.startswith("0::")), "/")).rstrip("/")
+    return (MOUNT + (procfs.own_cgroup() or "/")).rstrip("/")
 
 
 def _shown(path: str) -> str:

@@ -87,11 +87,14 @@ def assess(name: str, probe: Probe, result: TaskResult) -> Finding:
 
 
 def _eat_memory() -> None:
-    _ = [b"x" * 4 * MIB for _ in range(16)]  # filled, so that every page is touched
+    """Hold four times the limit until it is ended."""
+    held = [b"x" * 4 * MIB for _ in range(16)]  # filled, so that every page is touched
+    signal.pause()
+    del held
 
 
 def _fork_many() -> int:
-    """Fork up to 24 children; the number of successes. The children end with the task."""
+    """How many children the kernel allowed; where it was three times the limit, wait to be ended with them."""
     for number in range(24):
         try:
             pid = os.fork()
@@ -99,6 +102,7 @@ def _fork_many() -> int:
             return number
         if pid == 0:
             signal.pause()
+    signal.pause()
     return 24
 
 
@@ -149,12 +153,16 @@ def _got_less_than(much: float) -> Callable[[TaskResult], bool]:
     return lambda result: result.success and result.result < much
 
 
+def _refused_or_ended(result: TaskResult) -> bool:
+    return _got_less_than(24)(result) or result.outcome is Outcome.KILLED
+
+
 PROBES: dict[str, Probe] = {
     "memory": Probe(Limits(memory=16 * MIB), _call(_eat_memory), _ended_as(Outcome.OUT_OF_MEMORY)),
     "wall_seconds": Probe(Limits(wall_seconds=0.1), _call(signal.pause), _ended_as(Outcome.TIMED_OUT)),
     "cpu_seconds": Probe(Limits(cpu_seconds=0.1), _call(_burn), _ended_as(Outcome.CPU_TIME_EXCEEDED)),
     "cpus": Probe(Limits(cpus=0.2), _call(_share_of_cpu), _got_less_than(0.5)),
-    "pids": Probe(Limits(pids=8), _call(_fork_many), _got_less_than(24)),
+    "pids": Probe(Limits(pids=8), _call(_fork_many), _refused_or_ended),
     "open_files": Probe(Limits(open_files=32), _call(_open_many), _got_less_than(33)),
     "file_size": Probe(Limits(file_size=65536), _call(_write_large_file), _got_less_than(65537)),
     "output": Probe(

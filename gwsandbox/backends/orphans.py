@@ -1,0 +1,140 @@
+"""What guests leave to the supervisor: orphans, which it inherits as a subreaper, and siblings that they cloned.
+
+Each guest is marked. The mark is a resource limit that the kernel keeps for every process and applies to none, so
+all that descends from a guest has it, through every fork, program and session, wherever it hangs in the tree of
+processes. An ordinary user can lower such a limit and not raise it: a process may pretend to be of a later attempt,
+and then ends with that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Callable
+
+from gwsandbox.linux import procfs, syscalls
+
+_RLIMIT_LOCKS = 10  # include/uapi/asm-generic/resource.h; without effect since Linux 2.4
+_FIRST = 2**62  # below RLIM_INFINITY, which is what nobody has marked
+_NONE = -1
+
+
+class Orphans:
+    """The children of the supervisor that nobody else there waits for, by the attempt that they come from."""
+
+    def __init__(self) -> None:
+        self._started = 0
+        self._zygote = 0
+        self._mains: set[int] = set()
+        self._cpu: dict[int, list[float]] = {}
+        self._marks: dict[int, int] = {}
+        self._has_births: Callable[[], bool] = lambda: False
+        self._children = -1
+        self._deaths = -1
+
+    # --- in the supervisor, once -------------------------------------------------------------------------
+
+    def watch(self) -> int:
+        """Become ready; a descriptor that can be read when a child has died, upon which ``woken`` is to be called."""
+        pid = os.getpid()
+        self._children = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        self._deaths = syscalls.signalfd([signal.SIGCHLD])
+        return self._deaths
+
+    def descriptors(self) -> list[int]:
+        return [fd for fd in (self._children, self._deaths) if fd >= 0]
+
+    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
+        """There is a new zygote, a child that is to live, whose guests are unknown until it has told of them."""
+        self._zygote = zygote
+        self._has_births = has_births
+
+    # --- one attempt -------------------------------------------------------------------------------------
+
+    def enrol(self, pid: int) -> int:
+        """Mark a guest that waits for its time; its mark.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        self._mains.add(pid)
+        _, ceiling = resource.prlimit(pid, _RLIMIT_LOCKS)
+        first = _FIRST if ceiling == resource.RLIM_INFINITY else ceiling
+        mark = first - self._started % (first + 1)
+        self._started += 1
+        resource.prlimit(pid, _RLIMIT_LOCKS, (mark, mark))
+        self._cpu[mark] = [0.0, 0.0]
+        return mark
+
+    def dismiss(self, pid: int, mark: int) -> None:
+        """An attempt is over: what still comes of it may only die."""
+        self._mains.discard(pid)
+        self._cpu.pop(mark, None)
+
+    def of(self, mark: int) -> list[int]:
+        """What an attempt has left to us and has not died."""
+        self.reap()
+        return [pid for pid, its in self._marks.items() if its == mark]
+
+    def roots(self, pid: int, mark: int) -> list[int]:
+        """Of whom all processes of an attempt descend: its first one, unless it is reaped, and ``of(mark)``."""
+        first = [pid] if str(pid).encode() in self._list() else []
+        return first + self.of(mark)
+
+    def cpu(self, mark: int) -> tuple[float, float]:
+        """Seconds of user and system CPU time of what an attempt left to us and was reaped."""
+        user, system = self._cpu[mark]
+        return user, system
+
+    # --- all of them -------------------------------------------------------------------------------------
+
+    def woken(self) -> None:
+        """A child has died."""
+        os.read(self._deaths, 128)
+        self.reap()
+
+    def reap(self) -> None:
+        """Reap what has died; kill what belongs to no attempt that runs."""
+        for pid in self._unknown():
+            mark = self._mark(pid)  # to be read before it is reaped
+            if mark not in self._cpu and self._has_births():
+                continue  # it may be a guest that was just born
+            reaped, _, rusage = os.wait4(pid, os.WNOHANG)
+            if reaped:
+                self._marks.pop(pid, None)
+                self._count(mark, rusage)
+            elif mark in self._cpu:
+                self._marks[pid] = mark
+            else:
+                with contextlib.suppress(OSError):  # it is seen again
+                    procfs.kill_tree(pid)
+
+    def _count(self, mark: int, rusage: resource.struct_rusage) -> None:
+        if mark in self._cpu:
+            self._cpu[mark][0] += rusage.ru_utime
+            self._cpu[mark][1] += rusage.ru_stime
+
+    def _unknown(self) -> list[int]:
+        known = self._mains
+        return [pid for pid in map(int, self._list()) if pid not in known and pid != self._zygote]
+
+    def _list(self) -> list[bytes]:
+        if self._children < 0:  # not in a supervisor
+            return []
+        chunks, position = [], 0
+        while chunk := os.pread(self._children, 65536, position):
+            chunks.append(chunk)
+            position += len(chunk)
+        return b"".join(chunks).split()
+
+    def _mark(self, pid: int) -> int:
+        if (mark := self._marks.get(pid)) is not None:
+            return mark
+        try:
+            return resource.prlimit(pid, _RLIMIT_LOCKS)[1]
+        except PermissionError:  # it became another user
+            return procfs.limit(pid, "Max file locks")
+        except ProcessLookupError:
+            return _NONE
