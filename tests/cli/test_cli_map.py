@@ -571,11 +571,13 @@ def test_no_inputs_is_no_error(place: Path) -> None:
         (["--report", "in", "worker:read", "in"], "the report in cannot be written: Is a directory"),
         (["--report", "/dev/null", "worker:read", "in"], "the report /dev/null is not a regular file"),
         (["--report", "worker.py", "worker:read", "in"], "worker.py is not a report of gwsandbox map (line 1)"),
+        (["--report", "deep.jsonl", "worker:read", "in"], "deep.jsonl is not a report of gwsandbox map (line 1)"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(place: Path, words: list[str], message: str) -> None:
     fill(place, in__a="wait", more__a="wait", deep__a__x="wait")
     fill(place, **{"broken.py": "x = 1\nmissing\n", "half.py": "import nowhere\n", "leaves.py": "exit(3)\n"})
+    (place / "deep.jsonl").write_text("[" * 100_000 + "\n")
     (place / "broken-link").mkdir()
     (place / "broken-link" / "link").symlink_to("nowhere")
     before = tree(place)

@@ -182,6 +182,8 @@ def test_no_toml_no_file_no_text(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_bytes(b'a = "\xff"')
     with pytest.raises(ConfigError, match="is not TOML"):
         read_config(str(tmp_path / "config.toml"))
+    with pytest.raises(ConfigError, match="is not TOML: maximum recursion depth"):
+        read(tmp_path, "a = " + "[" * 5000 + "]" * 5000)
 
 
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ class ReportRows:
             row = json.loads(line)
             task = [str.__str__(word) for word in row["task"]]
             self.rows[row["input"]] = Row(row["input_size"], row["input_mtime_ns"], row["outcome"], row["output"], task)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._no_report(number) from error
 
     def _check_torn(self, line: bytes, number: int) -> None:

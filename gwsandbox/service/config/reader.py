@@ -87,7 +87,7 @@ def read_config(path: str, *, running: FixedConfig | None = None, imports_worker
         values = tomllib.loads(text)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets in brackets without end
         raise ConfigError([f"{path}: is not TOML: {error}"]) from error
     reader = _ConfigReader(path, find_lines(text), imports_worker=imports_worker)
     config = reader.config(values)
