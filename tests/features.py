@@ -100,6 +100,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "swap": _swap,
     "gevent": functools.partial(_library, "gevent"),
     "eventlet": functools.partial(_library, "eventlet"),
+    "joblib": functools.partial(_library, "joblib"),
     "vm": _vm,
 }
 

@@ -39,6 +39,9 @@ _EXECUTORS = {
     "loky.process_executor": "_threads_wakeups",
     "joblib.externals.loky.process_executor": "_threads_wakeups",
 }
+# Where loky keeps the executor that it uses again: the caller's would let a guest wait for a thread that it has not.
+_REUSABLE = ("loky.reusable_executor", "joblib.externals.loky.reusable_executor")
+_kept: list[object] = []  # whose end would be the end of something of the caller's
 
 _inherited_exit_functions = 0
 _inherited_callbacks = 0
@@ -57,6 +60,10 @@ def forget_callers() -> None:
     for name, attribute in _EXECUTORS.items():
         if name in sys.modules:
             getattr(sys.modules[name], attribute).clear()
+    for name in _REUSABLE:
+        if name in sys.modules:
+            _kept.append(sys.modules[name].__dict__["_executor"])
+            sys.modules[name].__dict__["_executor"] = None
     trackers.forget_callers()
     # The last one registered is the first to be called. Cleared they must not be: they may be all that keeps a
     # TemporaryDirectory of the caller's, which would go with them.
