@@ -74,7 +74,6 @@ ERRNOS: Mapping[str, tuple[str, ...]] = {
     "fcntl.fcntl": ("EBUSY", "EPERM"),
     "fcntl.flock": ("ENOLCK", "ENOMEM"),
     "mmap.mmap": ("ENOMEM", "EACCES"),
-    "resource.getrlimit": ("EPERM",),
     "resource.setrlimit": ("EPERM",),
     "resource.prlimit": ("EPERM", "ENOMEM"),
     "signal.pidfd_send_signal": ("EPERM",),
