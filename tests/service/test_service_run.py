@@ -41,7 +41,7 @@ def report(spool: SpoolFolder, name: str) -> dict[str, object]:
 def test_each_ends_where_it_should(spool: SpoolFolder, backend: BackendName, worker: str) -> None:
     spool.configure(worker, top=f'backend = "{backend}"', tables=f"{LIMITS}wall_seconds = {BEAT}")
     bad = {
-        "oom": ["OUT_OF_MEMORY"] * 3 if worker is FUNCTION or backend == "cgroup" else ["FAILED"],
+        "oom": ["OUT_OF_MEMORY"] * 3,
         "hang": ["TIMED_OUT"] * 3,
         "crash": ["CRASHED"] * 3,
         "exit": ["FAILED"],
