@@ -20,6 +20,7 @@ from support import BackendName, Program
 from gwsandbox import Enforcement, Outcome, Task, TaskResult
 from gwsandbox.backends.cgroup.delegation import find_root
 from gwsandbox.cli.doctor import probes
+from gwsandbox.model.hardening import MECHANISMS
 
 LIMITS = {"memory", "wall_seconds", "cpu_seconds", "cpus", "pids", "open_files", "file_size", "output"}
 HAS_CGROUP = not missing("cgroup2")
@@ -41,6 +42,13 @@ def test_each_backend_is_probed(backend: BackendName) -> None:
     assert found["limits"].keys() == LIMITS
     assert all(verdict["by"] for verdict in found["limits"].values() if verdict["status"] != "not held")
     assert all(verdict["why"] for verdict in found["limits"].values() if verdict["status"] != "enforced")
+
+
+def test_each_mechanism_of_hardening_is_tried() -> None:
+    _, report = examine()
+    assert report["hardening"].keys() == set(MECHANISMS) - {"user"}
+    assert all(text.startswith(("enforced", "partly: ", "not: ")) for text in report["hardening"].values())
+    assert report["hardening"]["no_new_privs"] == "enforced"
 
 
 @pytest.mark.cgroup2

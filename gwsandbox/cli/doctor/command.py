@@ -11,9 +11,10 @@ from typing import Any
 
 import gwsandbox
 from gwsandbox.cli.doctor.host import Host, inspect_host
-from gwsandbox.cli.doctor.probes import Finding, each_backend
+from gwsandbox.cli.doctor.probes import Finding, each_backend, probe_hardening
 from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.errors import CgroupError, SandboxError
+from gwsandbox.model.hardening import MECHANISMS
 from gwsandbox.model.limits import OPTIONS
 from gwsandbox.model.text import one_line
 
@@ -33,10 +34,11 @@ def examine(*, as_json: bool) -> int:
     refused = findings["cgroup"]
     host = inspect_host(refused if isinstance(refused, CgroupError) else None)
     code = _exit_code(findings)
+    held = probe_hardening()
     if as_json:
-        print_lines(json.dumps(_as_object(findings, host, code), indent=2))
+        print_lines(json.dumps(_as_object(findings, held, host, code), indent=2))
     else:
-        print_lines("\n".join(_screen(findings, host, code)))
+        print_lines("\n".join(_screen(findings, held, host, code)))
     return code
 
 
@@ -53,7 +55,7 @@ def _system() -> str:
     return f"Linux {platform.release()}, Python {platform.python_version()}, as {who}"
 
 
-def _screen(findings: Findings, host: Host, code: int) -> Iterator[str]:
+def _screen(findings: Findings, held: Mapping[str, str], host: Host, code: int) -> Iterator[str]:
     yield f"gwsandbox {gwsandbox.__version__} on {_system()}"
     for backend, found in findings.items():
         yield ""
@@ -65,6 +67,9 @@ def _screen(findings: Findings, host: Host, code: int) -> Iterator[str]:
             text = ": ".join(filter(None, [finding.by, finding.why]))
             yield f"  {OPTIONS[finding.limit]:<15} {finding.status:<9} {one_line(text)}"
     yield ""
+    yield "hardening:"
+    yield from (f"  {name:<18} {one_line(held[name])}" for name in MECHANISMS if name in held)
+    yield ""
     yield from (f"{name + ':':<14} {value}" for name, value in host.facts.items())
     for why, lines in host.advice:
         yield ""
@@ -74,7 +79,7 @@ def _screen(findings: Findings, host: Host, code: int) -> Iterator[str]:
     yield _SUMMARY[code]
 
 
-def _as_object(findings: Findings, host: Host, code: int) -> dict[str, Any]:
+def _as_object(findings: Findings, held: Mapping[str, str], host: Host, code: int) -> dict[str, Any]:
     return {
         "status": {ENFORCED: "enforced", DEGRADED: "degraded", NOTHING: "nothing"}[code],
         "system": _system(),
@@ -84,6 +89,7 @@ def _as_object(findings: Findings, host: Host, code: int) -> dict[str, Any]:
             else {"available": True, "limits": {finding.limit: asdict(finding) for finding in found}}
             for backend, found in findings.items()
         },
+        "hardening": held,
         "host": host.facts,
         "advice": [{"why": why, "lines": lines} for why, lines in host.advice],
     }

@@ -12,9 +12,11 @@ from typing import Literal
 
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.errors import SandboxError
+from gwsandbox.model.hardening import ENFORCED, MECHANISMS, Hardening
 from gwsandbox.model.limits import MIB, Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
+from gwsandbox.run import run
 
 Status = Literal["enforced", "degraded", "not held"]
 
@@ -171,6 +173,19 @@ PROBES: dict[str, Probe] = {
         _ended_as(Outcome.OUTPUT_EXCEEDED),
     ),
 }
+
+
+def probe_hardening() -> dict[str, str]:
+    """For each mechanism of hardening whether it holds here: a child of the zygote tries what it is not to reach."""
+    found: dict[str, str] = {}
+    # By standard, and before that by strict for what standard does not ask for.
+    for hardening in (Hardening.strict(require=frozenset()), Hardening.standard()):
+        try:
+            result = run(Command(["/bin/true"]), hardening=hardening, backend="rlimit")
+        except SandboxError as error:
+            return dict.fromkeys(MECHANISMS, f"not: {error}")
+        found.update(result.enforcement.hardening)
+    return {**found, "results": ENFORCED}
 
 
 def each_backend() -> Iterator[tuple[str, list[Finding] | SandboxError]]:
