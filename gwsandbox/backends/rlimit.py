@@ -21,7 +21,7 @@ from gwsandbox.backends.base import Check, Counters, lower, said_of_ceilings
 from gwsandbox.backends.fork_memory import ForkMemory
 from gwsandbox.backends.orphans import Orphans
 from gwsandbox.backends.sampling import Look, Sampler
-from gwsandbox.linux import priority, procfs, syscalls
+from gwsandbox.linux import confine, priority, procfs
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.limits import GIB, Limits
 from gwsandbox.model.result import Enforcement, Usage
@@ -96,7 +96,7 @@ class RlimitBackend:
         """
         procfs.check_mount()
         if os.geteuid():
-            syscalls.gain_no_privileges()
+            confine.no_new_privs()
         return ""
 
     def adopt_group(self, group: str) -> None:

@@ -15,7 +15,6 @@ from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_TID_ADDRESS = 40
 
 CLONE_PARENT = 0x0000_8000  # include/uapi/linux/sched.h
@@ -45,8 +44,7 @@ _prctl = _libc.prctl
 leave: Callable[[int], NoReturn] = _libc._exit
 """_exit(2). What ``os._exit`` calls is looked up by the dynamic linker in each guest anew: a dozen page faults."""
 _sigprocmask = _libc.sigprocmask
-_SIGSET_SIZE = 128  # of the C library's sigset_t
-_NO_SIGNALS = bytes(_SIGSET_SIZE)
+_NO_SIGNALS = bytes(128)  # an empty sigset_t
 _python = ctypes.pythonapi
 _before_fork = _python.PyOS_BeforeFork
 _after_fork_child, _after_fork_parent = _python.PyOS_AfterFork_Child, _python.PyOS_AfterFork_Parent
@@ -62,7 +60,6 @@ def _longs(*numbers: int) -> tuple[ctypes.c_ulong, ...]:
 _DIE_WITH_PARENT = _longs(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 _OUTLIVE_PARENT = _longs(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 _BE_SUBREAPER = _longs(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-_GAIN_NO_PRIVILEGES = _longs(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 # struct clone_args up to its version 2, that of Linux 5.7: flags, pidfd, child_tid, parent_tid, exit_signal,
 # stack, stack_size, tls, set_tid, set_tid_size, cgroup.
@@ -90,12 +87,6 @@ def outlive_parent() -> None:
 def be_subreaper() -> None:
     """prctl(2) with PR_SET_CHILD_SUBREAPER: what descends from here and loses its parent becomes a child of ours."""
     if _prctl(*_BE_SUBREAPER):
-        raise _fail("prctl")
-
-
-def gain_no_privileges() -> None:
-    """prctl(2) with PR_SET_NO_NEW_PRIVS: no program that this process or a descendant runs gains privileges."""
-    if _prctl(*_GAIN_NO_PRIVILEGES):
         raise _fail("prctl")
 
 

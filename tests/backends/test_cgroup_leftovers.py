@@ -14,7 +14,7 @@ import features
 import pytest
 from support import MIB, PACE, Program, is_running, run_all, run_one, sleep_for_ever
 
-from gwsandbox import Limits, Outcome, Task, TaskResult
+from gwsandbox import Hardening, Limits, Outcome, Task, TaskResult
 from gwsandbox.backends.cgroup import delegation, run_group, subtree
 from gwsandbox.backends.cgroup.delegation import find_root
 from gwsandbox.linux import procfs
@@ -62,14 +62,14 @@ def without_permissions_and_alive(*, mine: bool) -> None:
 @pytest.mark.parametrize("mine", [False, True], ids=["below", "its own too"])
 def test_groups_without_permissions_are_removed(*, mine: bool) -> None:
     tasks = [Task(without_permissions, kwargs={"mine": mine}), Task(abs, (-1,)), Task(abs, (-1,))]
-    for result in run_all("cgroup", tasks, workers=1):
+    for result in run_all("cgroup", tasks, workers=1, hardening=Hardening.off()):
         assert result.success, result
 
 
 @pytest.mark.parametrize("mine", [False, True], ids=["below", "its own too"])
 def test_what_lives_in_groups_without_permissions_is_killed(*, mine: bool) -> None:
     task = Task(without_permissions_and_alive, kwargs={"mine": mine}, limits=Limits(wall_seconds=1 * PACE))
-    (result,) = run_all("cgroup", [task])
+    (result,) = run_all("cgroup", [task], hardening=Hardening.off())
     assert_timed_out(result)
 
 
@@ -80,7 +80,12 @@ def close_the_run_group() -> None:
 
 
 def test_a_run_group_without_permissions_goes_on() -> None:
-    results = run_all("cgroup", [Task(close_the_run_group), *(Task(abs, (-1,)) for _ in range(4))], workers=1)
+    results = run_all(
+        "cgroup",
+        [Task(close_the_run_group), *(Task(abs, (-1,)) for _ in range(4))],
+        workers=1,
+        hardening=Hardening.off(),
+    )
     assert all(result.success for result in results), results
 
 
@@ -280,7 +285,7 @@ def test_a_limit_without_a_file_is_an_error_and_not_no_limit() -> None:
         Task(take_controller_away, ("memory",)),
         *(Task(hold, (200 * MIB,), limits=Limits(memory=64 * MIB)) for _ in range(3)),
     ]
-    results = {id(result.task): result for result in run_all("cgroup", tasks, workers=1)}
+    results = {id(result.task): result for result in run_all("cgroup", tasks, workers=1, hardening=Hardening.off())}
     assert results[id(tasks[0])].success
     assert (
         results[id(tasks[0])].usage.memory_peak_bytes is None
@@ -303,7 +308,12 @@ def test_other_limits_without_a_file(name: str, limits: dict[str, float]) -> Non
     if name not in Path(f"{delegation.MOUNT}/cgroup.controllers").read_text(encoding="ascii").split():
         pytest.skip(f"no {name} controller")
     task = Task(abs, (-1,), limits=Limits(**limits))  # type: ignore[arg-type]
-    results = run_all("cgroup", [Task(take_controller_away, (name,)), Task(abs, (-1,)), Task(abs, (-1,)), task], 1)
+    results = run_all(
+        "cgroup",
+        [Task(take_controller_away, (name,)), Task(abs, (-1,)), Task(abs, (-1,)), task],
+        1,
+        hardening=Hardening.off(),
+    )
     (result,) = [result for result in results if result.task is task]
     if "cpus" in limits and result.success:
         assert "not delegated" in result.enforcement.degraded["cpus"]

@@ -251,7 +251,9 @@ def test_one_coherent_verdict_at_the_very_deadline(backend: BackendName) -> None
     for result in run_all(backend, tasks, workers=2, limits=Limits(wall_seconds=limit)):
         outcomes.add(result.outcome)
         if result.success:
-            assert (result.result, result.exit_code, result.exception) == ("done", 0, None)
+            # The deadline may come between the record and the end: what was returned stands.
+            assert (result.result, result.exception) == ("done", None)
+            assert result.exit_code in {0, -signal.SIGKILL}
             assert not result.timed_out
         else:
             assert result.result is None
@@ -269,7 +271,7 @@ def close_everything() -> None:
 def test_a_task_that_closes_all_descriptors_has_failed(backend: BackendName) -> None:
     result = run_one(backend, close_everything)
     assert result.outcome is Outcome.FAILED, result
-    assert "before the function returned" in result.detail
+    assert "what it gave is lost" in result.detail
 
 
 def write_junk_everywhere() -> str:
@@ -282,8 +284,8 @@ def write_junk_everywhere() -> str:
 
 def test_a_task_that_writes_junk_to_each_descriptor(backend: BackendName) -> None:
     result = run_one(backend, write_junk_everywhere)
-    assert result.success, result
-    assert result.result == "value"
+    assert result.outcome is Outcome.FAILED, result
+    assert "what it gave is lost" in result.detail
 
 
 def test_a_flood_is_cut_at_its_limit(backend: BackendName) -> None:
