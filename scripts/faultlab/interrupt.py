@@ -108,6 +108,22 @@ def _stack(frame: FrameType | None) -> Iterator[str]:
 # --- the driver ------------------------------------------------------------------------------------------
 
 
+class _Alarm:
+    """The caller's signal handler: raises, but in the lab's own code, or where pickling would swallow it, later."""
+
+    is_armed = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        in_tracer = frame is not None and frame.f_code is _Tracer._fire.__code__
+        ours = frame is None or frame.f_globals.get("__name__", "").startswith("faultlab.")
+        if not self.is_armed:
+            return
+        if (ours and not in_tracer) or _is_pickling(frame):
+            signal.setitimer(signal.ITIMER_REAL, _LATER)
+        else:
+            raise Ring
+
+
 class _Session:
     """One block, its interrupt, and what the caller has got."""
 
@@ -115,6 +131,7 @@ class _Session:
         self.plan = plan
         self.interrupt = interrupt
         self.tracer = _Tracer(interrupt)
+        self.alarm = _Alarm()
         self.tasks = plan.tasks()
         self.queued: list[int] = []
         self.results: list[TaskResult] = []
@@ -125,6 +142,7 @@ class _Session:
     def run(self) -> BaseException | None:
         """What came out of the block."""
         sys.settrace(self.tracer.call)
+        self.alarm.is_armed = True
         try:
             self.tracer.begin("make")
             self.manager = self.plan.manager()
@@ -134,6 +152,7 @@ class _Session:
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - what comes out is judged by the lab
             return error
         finally:
+            self.alarm.is_armed = False
             sys.settrace(None)
             signal.setitimer(signal.ITIMER_REAL, 0)
         return None
@@ -161,10 +180,10 @@ class _Session:
 
 def _drive(plan: Plan, interrupt: Interrupt, progress: Callable[[], None]) -> Report:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGALRM, _ring)
     os.register_at_fork(after_in_child=lambda: sys.settrace(None))
     before = open_descriptors()
     session = _Session(plan, interrupt, progress)
+    signal.signal(signal.SIGALRM, session.alarm)
     raised = session.run()
     found: dict[int, list[dict[str, Any]]] = {number: [] for number in session.queued}
     numbers = {id(task): number for number, task in enumerate(session.tasks)}
@@ -181,16 +200,6 @@ def _drive(plan: Plan, interrupt: Interrupt, progress: Callable[[], None]) -> Re
     }
     del session, raised
     return {**report, "left": left_since(before)}
-
-
-def _ring(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as every signal handler
-    """Raise, but in the lab's own code, or where cloudpickle would swallow it, a little later."""
-    in_tracer = frame is not None and frame.f_code is _Tracer._fire.__code__
-    ours = frame is None or frame.f_globals.get("__name__", "").startswith("faultlab.")
-    if (ours and not in_tracer) or _is_pickling(frame):
-        signal.setitimer(signal.ITIMER_REAL, _LATER)
-    else:
-        raise Ring
 
 
 # --- the lab ---------------------------------------------------------------------------------------------

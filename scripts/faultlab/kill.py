@@ -94,12 +94,14 @@ def _actions(strike: Strike, rng: random.Random, seen: dict[Role, set[int]]) -> 
     chosen: list[int] = []
 
     def hit(caller: int) -> None:
+        ours = set(process_tree.descendants(os.getpid()))
         for role, pids in process_tree.find(caller).items():
             seen[role].update(pids)
         strike.early = not seen[Role.SUPERVISOR]
         for role in strike.roles:
-            # Those whose parent was killed by an earlier strike are not found below the caller any more.
-            alive = sorted(pid for pid in seen[role] if process_tree.is_alive(pid))
+            # Those whose parent was killed by an earlier strike are found below the lab only. A number that is not
+            # found there may be a stranger's by now.
+            alive = sorted(pid for pid in seen[role] & ours if process_tree.is_alive(pid))
             if alive:
                 chosen.append(rng.choice(alive))
                 strike.hit.add(role)
@@ -107,7 +109,7 @@ def _actions(strike: Strike, rng: random.Random, seen: dict[Role, set[int]]) -> 
             _send(pid, strike.number)
 
     def resume(caller: int) -> None:  # noqa: ARG001 - as every action
-        for pid in chosen:
+        for pid in set(chosen) & set(process_tree.descendants(os.getpid())):
             _send(pid, signal.SIGCONT)
 
     yield Action(strike.progress, strike.delay, hit)
