@@ -114,7 +114,7 @@ def _unescape(path: bytes) -> str:
 
 
 def private_mounts() -> None:
-    """Mounts of its own from here on: what others mount still appears, what is mounted here does not go out.
+    """Give this process mounts of its own: new mounts of others still appear, new ones of its own stay here.
 
     Raises:
         OSError: It is not permitted.
@@ -140,7 +140,7 @@ def make_read_only(path: str) -> None:
 
 
 def make_private(path: str, size: int, kept: Iterable[str]) -> None:
-    """An empty folder of memory in the place of one, for whatever is written there from here on.
+    """Put an empty folder of memory in the place of a folder.
 
     Args:
         path: Of the folder.
@@ -164,7 +164,7 @@ def make_private(path: str, size: int, kept: Iterable[str]) -> None:
 
 
 def hide(path: str) -> None:
-    """An empty folder, or something that cannot be connected to, in the place of what is at a path.
+    """Put an empty folder, or a device that cannot be connected to, in the place of a path.
 
     Raises:
         OSError: It is not permitted. FileNotFoundError: There is nothing.
