@@ -29,7 +29,7 @@ from support import (
     times,
 )
 
-from gwsandbox import Command, GuestKilled, Limits, Outcome, ProcessManager, SandboxError, Task, TaskResult
+from gwsandbox import Command, GuestKilled, Hardening, Limits, Outcome, ProcessManager, SandboxError, Task, TaskResult
 from gwsandbox.guest import child, zygote
 from gwsandbox.linux import procfs
 
@@ -216,7 +216,7 @@ def test_a_zygote_that_comes_later_gets_nothing_of_what_a_program_wrote(backend:
 
     flood = Command(["sh", "-c", f"head -c {MIB} /dev/zero; exec sleep 1000"], limits=Limits(wall_seconds=2.0 * PACE))
     later = [Task(lambda: descriptors_of(os.getpid())) for _ in range(4)]  # the first two may have been born already
-    with ProcessManager(2, backend=backend) as manager:
+    with ProcessManager(2, backend=backend, hardening=Hardening.off()) as manager:
         manager.queue_tasks([flood, Task(kill_zygote_once_there_is_a_store), *later])
     killed, *found, written = [result.result for result in manager.task_results]  # as they ended
     assert (len(written.stdout), killed, found) == (MIB, 1, [[]] * 4)
@@ -471,7 +471,7 @@ def test_a_task_too_large_to_be_sent_is_still_sent(backend: BackendName) -> None
 
 def test_sigkill_of_the_supervisor_by_every_second_task(backend: BackendName, tmp_path: Path) -> None:
     """Every task gets a result, and the manager can go on with a new supervisor."""
-    manager = ProcessManager(2, backend=backend)
+    manager = ProcessManager(2, backend=backend, hardening=Hardening.off())
     for _ in range(3):
         with manager:
             manager.queue_tasks(Task(os.kill, (os.getpid(), 0)) for _ in range(3))

@@ -168,9 +168,9 @@ def _take_private_folders(hardening: Hardening, modules: tuple[str, ...], why_no
     """Give the run folders for temporary files of its own, with what it is given of the host's in its place."""
     if why_no_view:
         return f"not: no view of mounts of its own ({why_no_view})"
-    here = os.getcwd()
-    kept = (*(hardening.readable or ()), *(hardening.writable or ()), *modules, here)
     try:
+        here = os.getcwd()
+        kept = (*(hardening.readable or ()), *(hardening.writable or ()), *modules, here)
         for folder in _TEMPORARY:
             with contextlib.suppress(FileNotFoundError):
                 namespaces.make_private(folder, int(hardening.temporary or 0), kept)

@@ -61,7 +61,7 @@ def _interpreter() -> Iterator[str]:
 
 
 def _resolved(patterns: Iterable[str]) -> Iterator[str]:
-    """The paths that there are, past their links: Landlock's rules are for what is there, not for names."""
+    """Resolve patterns and links: Landlock's rules hold for files and folders, not for names."""
     for pattern in patterns:
         for path in glob.glob(pattern) if "*" in pattern else (pattern,):
             yield os.path.realpath(path)

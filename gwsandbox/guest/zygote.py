@@ -84,14 +84,14 @@ def _get_ready(control: socket.socket, options: RunOptions, limits: Mapping[int,
     child.reset_inherited_state(keep_ignored=options.pass_through)
     if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
         syscalls.unblock_signals()
-    for number, limit in limits.items():
-        resource.setrlimit(number, limit)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
     _raise_oom_score()
-    child.warm_up()
     confinement = confine_zygote(options)
     setup.confine(confinement)
     _say_held(control, confinement.held)
+    for number, limit in limits.items():  # now, as few descriptors may be too few for what comes before
+        resource.setrlimit(number, limit)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
+    child.warm_up()
     unpatched.patch_again()
     gc.freeze()  # or a guest's first collection would write to every page that it shares with us
     if options.collect_garbage:

@@ -163,7 +163,7 @@ class _Reader:
         return [self.value() for _ in range(count)]
 
     def _keys(self, keys: list[Any]) -> None:
-        """See that they can be told apart in bearable time."""
+        """Refuse keys that take too long to compare, and those of other types."""
         if not all(map(_is_key, keys)):
             raise _Malformed("a key is of a type that keys are not of")
         if len(keys) > MOST_EQUAL_HASHES:

@@ -23,7 +23,7 @@ LONGEST_FRACTION = 1 << 12
 """Bytes of each half of a fraction, which are divided by what they share."""
 MOST_DIMENSIONS = 32
 MOST_EQUAL_HASHES = 32
-"""Keys of one hash; more would take the square of their number to be told apart."""
+"""Keys of one hash; more take a number of comparisons that is the square of theirs."""
 
 
 class Tag(enum.IntEnum):

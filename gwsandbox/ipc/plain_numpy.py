@@ -1,4 +1,4 @@
-"""NumPy's arrays and scalars as plain data. NumPy is never imported here: who has its values has imported it."""
+"""NumPy's arrays and scalars as plain data. It never imports NumPy: a process that holds its values has imported it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Both are inherited, so the zygote does it once and no guest pays for it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -96,8 +97,8 @@ _FLAGS = {
 
 
 def mounts() -> Iterator[Mount]:
-    """All mounts that this process sees, those below others after them."""
-    with open("/proc/self/mountinfo", "rb") as file:
+    """All mounts that this process sees, those below others after them; none without /proc."""
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             place, _, what = line.partition(b" - ")
             _, _, _, _, path, options, *_ = place.split()
@@ -113,7 +114,7 @@ def _unescape(path: bytes) -> str:
 
 
 def private_mounts() -> None:
-    """Mounts of its own from here on: what others mount still appears, what is mounted here does not go out.
+    """Give this process mounts of its own: new mounts of others still appear, new ones of its own stay here.
 
     Raises:
         OSError: It is not permitted.
@@ -130,14 +131,16 @@ def make_read_only(path: str) -> None:
     """
     if path not in {mount.path for mount in mounts()}:
         confine.mount(path, path, "", confine.MS_BIND | confine.MS_REC)
-    for mount in {mount.path: mount for mount in mounts()}.values():
-        if mount.path == path or mount.path.startswith(f"{path}/"):
-            # By mount(2) and not by mount_setattr, which takes all in one call from Linux 5.12 on.
-            confine.mount("", mount.path, "", confine.MS_REMOUNT | confine.MS_BIND | confine.MS_RDONLY | mount.flags)
+    found = [mount for mount in mounts() if mount.path == path or mount.path.startswith(f"{path}/")]
+    if not found:
+        raise OSError(errno.EOPNOTSUPP, f"mount: what is mounted at {path} is not known without /proc")
+    for mount in found:
+        # By mount(2) and not by mount_setattr, which takes all in one call from Linux 5.12 on.
+        confine.mount("", mount.path, "", confine.MS_REMOUNT | confine.MS_BIND | confine.MS_RDONLY | mount.flags)
 
 
 def make_private(path: str, size: int, kept: Iterable[str]) -> None:
-    """An empty folder of memory in the place of one, for whatever is written there from here on.
+    """Put an empty folder of memory in the place of a folder.
 
     Args:
         path: Of the folder.
@@ -161,7 +164,7 @@ def make_private(path: str, size: int, kept: Iterable[str]) -> None:
 
 
 def hide(path: str) -> None:
-    """An empty folder, or something that cannot be connected to, in the place of what is at a path.
+    """Put an empty folder, or a device that cannot be connected to, in the place of a path.
 
     Raises:
         OSError: It is not permitted. FileNotFoundError: There is nothing.

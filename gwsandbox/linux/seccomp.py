@@ -1,4 +1,4 @@
-"""Which system calls a guest may make, as a filter for seccomp(2): tables of rules, and what is assembled of them.
+"""Which system calls a guest may make, as a filter for seccomp(2): tables of rules, and programs assembled from them.
 
 A filter sees the number of a call and its six arguments as bare words. It cannot follow a pointer, so it cannot see
 the flags of clone3, of which ``WITHOUT_CLONE3`` says that there is none: the C library then takes clone. Where an
@@ -181,7 +181,7 @@ _DEFAULT: Policy = {
             # mounts
             *("mount", "umount", "umount2", "pivot_root", "open_tree", "open_tree_attr", "move_mount"),
             *("fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr"),
-            # the kernel's own code, and what has shown to be its softest parts
+            # the kernel's own code, and its parts with the longest list of holes
             *("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register"),
             *("init_module", "finit_module", "delete_module", "create_module", "kexec_load", "kexec_file_load"),
             *("iopl", "ioperm", "vm86", "vm86old", "lookup_dcookie", "nfsservctl"),

@@ -110,7 +110,7 @@ class Hardening:
 
     @classmethod
     def strict(cls, **changes: Any) -> Self:
-        """Only what is named is given, and all of it is required; ``changes`` are fields that differ."""
+        """A guest gets the named things only, and every mechanism is required; ``changes`` are fields that differ."""
         fields: dict[str, Any] = {
             "readable": (),
             "writable": (),

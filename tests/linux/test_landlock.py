@@ -106,7 +106,7 @@ def test_another_domain_cannot_be_looked_into() -> None:
     """Nor one in no domain at all, as the engine is."""
 
     def look_at_neighbour(*, own_domains: bool) -> bool:
-        told, tell = os.pipe()
+        reader, writer = os.pipe()
         with ruleset({"/": ALL & landlock.REFER}, files=landlock.MAKE_BLOCK | landlock.REFER) as fd:
             call = confine.prepare_landlock_restrict_self(fd)
             neighbour = os.fork()
@@ -115,17 +115,17 @@ def test_another_domain_cannot_be_looked_into() -> None:
                     confine.no_new_privs()
                     if own_domains:
                         confine.apply(call, "landlock_restrict_self")
-                    os.write(tell, b"x")
+                    os.write(writer, b"x")
                     signal.pause()  # until it is killed
                 os._exit(0)
-            os.read(told, 1)
+            os.read(reader, 1)
             try:
                 return landlock.refused(fd, [lambda: open(f"/proc/{neighbour}/mem", "rb").close()])[0]
             finally:
                 os.kill(neighbour, 9)
                 os.waitpid(neighbour, 0)
-                os.close(told)
-                os.close(tell)
+                os.close(reader)
+                os.close(writer)
 
     assert look_at_neighbour(own_domains=True)
     assert look_at_neighbour(own_domains=False)

@@ -14,17 +14,17 @@ from gwsandbox.linux import confine, namespaces
 
 def in_child(work: Callable[[], object]) -> str:
     """What ``work`` gives, or the exception that it raises, as text."""
-    told, tell = os.pipe()
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             text = str(work())
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
-        os.write(tell, text.encode())
+        os.write(writer, text.encode())
         os._exit(0)
-    os.close(tell)
-    with open(told, encoding="utf-8") as pipe:
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
         text = pipe.read()
     os.waitpid(pid, 0)
     return text

@@ -234,9 +234,9 @@ def in_child(rules: Policy | None, call: Callable[[], int], *, foreign: bool = T
             os._exit(0)
     os.close(writable)
     with open(readable, "rb") as pipe:
-        told = pipe.read()
+        answer = pipe.read()
     _, status = os.waitpid(pid, 0)
-    return int.from_bytes(told, "little"), os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    return int.from_bytes(answer, "little"), os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def native(name: str, *arguments: int) -> Callable[[], int]:
