@@ -12,7 +12,7 @@ from pathlib import Path
 
 import features
 import pytest
-from support import MIB, PACE, Program, is_running, run_all, run_one, sleep_for_ever
+from support import MIB, PACE, Program, is_running, run_all, run_one, run_open, sleep_for_ever
 
 from gwsandbox import Hardening, Limits, Outcome, Task, TaskResult
 from gwsandbox.backends.cgroup import delegation, run_group, subtree
@@ -111,7 +111,7 @@ def nest_in_leaf(mode: int) -> None:
 
 @pytest.mark.parametrize("mode", [0o755, 0o100], ids=oct)
 def test_groups_nested_deeper_than_a_path_is_long_are_removed(mode: int) -> None:
-    result = run_one("cgroup", nest_in_leaf, mode)
+    result = run_open("cgroup", nest_in_leaf, mode)
     assert result.success, result
 
 
@@ -221,7 +221,7 @@ def flee_and_sleep() -> None:
 
 
 def test_a_guest_that_left_its_leaf_ends_at_its_deadline(haven: str) -> None:
-    assert_timed_out(run_one("cgroup", flee_and_sleep, wall_seconds=1 * PACE))
+    assert_timed_out(run_open("cgroup", flee_and_sleep, wall_seconds=1 * PACE))
 
 
 def leave_a_child_outside(path: str) -> None:
@@ -245,11 +245,11 @@ def and_sleep(do: Callable[[str], None], path: str) -> None:
 
 def test_what_a_guest_left_outside_of_its_leaf_dies_with_it(haven: str, tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    result = run_one("cgroup", leave_a_child_outside, str(path))
+    result = run_open("cgroup", leave_a_child_outside, str(path))
     assert result.success, result
     assert not is_running(int(path.read_text()))
     path.unlink()
-    assert_timed_out(run_one("cgroup", and_sleep, leave_a_child_outside, str(path), wall_seconds=2 * PACE))
+    assert_timed_out(run_open("cgroup", and_sleep, leave_a_child_outside, str(path), wall_seconds=2 * PACE))
     assert not is_running(int(path.read_text()))
 
 
@@ -261,7 +261,7 @@ def remove_own_leaf() -> str:
 
 
 def test_a_leaf_that_is_gone_takes_no_result_with_it(haven: str) -> None:
-    result = run_one("cgroup", remove_own_leaf, memory="1GiB", pids=10)
+    result = run_open("cgroup", remove_own_leaf, memory="1GiB", pids=10)
     assert result.success, result
     assert result.result == "value"
     assert result.usage.memory_peak_bytes is None or "ru_maxrss" in result.usage.sources["memory_peak_bytes"]
@@ -332,7 +332,7 @@ def die_as_of_systemd_oomd() -> None:
 
 
 def test_systemd_oomd_is_named() -> None:
-    result = run_one("cgroup", die_as_of_systemd_oomd)
+    result = run_open("cgroup", die_as_of_systemd_oomd)
     assert result.outcome is Outcome.KILLED, result
     assert result.detail.startswith(
         "ended by SIGKILL, sent by systemd-oomd, as an ancestor cgroup or the host was short"
