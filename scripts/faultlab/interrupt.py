@@ -113,7 +113,7 @@ class _Alarm:
 
     is_armed = False
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as every signal handler
         in_tracer = frame is not None and frame.f_code is _Tracer._fire.__code__
         ours = frame is None or frame.f_globals.get("__name__", "").startswith("faultlab.")
         if not self.is_armed:
