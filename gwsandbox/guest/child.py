@@ -67,6 +67,8 @@ class Setup:
         result: The result descriptor.
         start_event: Descriptor that can be read when the task's time begins.
         cgroup: Descriptor of its cgroup, or ``None``.
+        waits_first: Whether a guest is confined when its time begins, and not before: once it is another user's, a
+            supervisor without CAP_SYS_RESOURCE can set no limits for it.
         stdin: Descriptor to read from, or ``None`` for the zygote's (/dev/null, or the caller's own).
         stdout: Descriptor to write to, or ``None`` for the caller's own.
         stderr: Likewise.
@@ -76,6 +78,7 @@ class Setup:
         *("born_inside", "call", "calls", "cgroup", "control", "data_limit", "inherited"),
         *("is_command", "keep_descriptors", "keep_terminal", "program", "program_calls", "records", "result"),
         *("ruleset", "start_event", "stderr", "stdin", "stdout", "supervisor", "tid_address"),
+        "waits_first",
     )
 
     is_command: bool
@@ -114,6 +117,7 @@ class Setup:
         """In the zygote, once: what every guest does to give up what it is not to have."""
         self.calls, self.program_calls = confinement.calls, confinement.program_calls
         self.ruleset = confinement.ruleset
+        self.waits_first = confinement.changes_user
 
 
 def reset_inherited_state(*, keep_ignored: bool) -> None:
@@ -214,6 +218,9 @@ def _take_steps(setup: Setup) -> None:
         step = "connect standard descriptors"
         if setup.stdin is not None or setup.stdout is not None:
             _connect(setup)
+        if setup.waits_first:
+            step = "wait for its time"
+            os.read(setup.start_event, 8)
         step = "confine"
         for call in setup.program_calls if setup.is_command else setup.calls:
             confine.apply(call, step)
@@ -222,8 +229,9 @@ def _take_steps(setup: Setup) -> None:
         step = "unblock signals"
         if setup.keep_terminal:
             syscalls.unblock_signals()
-        step = "wait for its time"
-        os.read(setup.start_event, 8)
+        if not setup.waits_first:
+            step = "wait for its time"
+            os.read(setup.start_event, 8)
         os.close(setup.start_event)
     except Exception as error:  # noqa: BLE001 - reported with its name, whatever it is
         number = getattr(error, "errno", None) or 0

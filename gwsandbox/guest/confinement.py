@@ -49,6 +49,7 @@ class Confinement:
         held: For each mechanism that was asked for, whether it holds.
         calls: System calls that a guest makes before its task begins.
         program_calls: Those of a guest that becomes a program.
+        changes_user: Whether the calls make it another user's.
         ruleset: Descriptor of the Landlock ruleset, or -1. No guest may keep it: who has it can change it.
     """
 
@@ -56,6 +57,7 @@ class Confinement:
     calls: tuple[Prepared, ...] = ()
     program_calls: tuple[Prepared, ...] = ()
     ruleset: int = -1
+    changes_user: bool = False
 
 
 def confine_zygote(options: RunOptions) -> Confinement:
@@ -111,6 +113,7 @@ def _change_user(made: Confinement, name: str) -> None:
     if entry.pw_uid != os.geteuid() and not effective & namespaces.numbers(["setuid"]):
         raise OSError(errno.EPERM, f"setresuid: only root may become {name!r}")
     become = confine.prepare_user(entry.pw_uid, entry.pw_gid, os.getgrouplist(name, entry.pw_gid))
+    made.changes_user = entry.pw_uid != os.geteuid()
     made.calls, made.program_calls = (*become, *made.calls), (*become, *made.program_calls)
 
 
