@@ -132,7 +132,7 @@ def exempt_while_child_hogs() -> str:
 @pytest.mark.cgroup2
 @pytest.mark.root
 def test_a_main_process_that_exempted_itself_does_not_hide_the_kill() -> None:
-    result = run_one("cgroup", exempt_while_child_hogs, memory=LIMIT)
+    result = run_open("cgroup", exempt_while_child_hogs, memory=LIMIT)
     assert_out_of_memory(result)
     assert result.exit_code == 0
     assert "descendant" in result.detail
