@@ -883,7 +883,7 @@ def test_auto_warns_only_of_limits_that_are_held_less_than_fully() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with ProcessManager(1, limits=fully) as manager:
-            manager.queue_task(Task(square, (2,), limits=Limits(cpu_seconds=60)))
+            manager.queue_task(Task(square, (2,), limits=Limits(file_size="1GiB")))
         assert not caught
         with ProcessManager(1, limits=fully) as manager:
             manager.queue_task(Task(square, (2,)))
