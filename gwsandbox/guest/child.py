@@ -46,7 +46,7 @@ Program = tuple[tuple[str, ...], str | None, dict[str, str] | None]  # arguments
 
 
 class Setup:
-    """What one guest is started with. The zygote has one, and fills it anew for each.
+    """What one guest is started with. The zygote has one, and fills it again for each.
 
     Attributes:
         supervisor: Pid of the supervisor, whose child every guest is.

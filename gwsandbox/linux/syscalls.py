@@ -42,7 +42,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
 leave: Callable[[int], NoReturn] = _libc._exit
-"""_exit(2). What ``os._exit`` calls is looked up by the dynamic linker in each guest anew: a dozen page faults."""
+"""_exit(2). What ``os._exit`` calls is looked up by the dynamic linker again in each guest: a dozen page faults."""
 _sigprocmask = _libc.sigprocmask
 _NO_SIGNALS = bytes(128)  # an empty sigset_t
 _python = ctypes.pythonapi
