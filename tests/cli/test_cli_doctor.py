@@ -80,7 +80,7 @@ def test_without_cgroups_it_says_why_and_what_mends_it() -> None:
 def test_one_screen(backend: BackendName) -> None:
     done = cli("doctor")
     assert done.returncode in {0, 1}
-    assert done.stdout.count("\n") <= 45
+    assert done.stdout.count("\n") <= 50
     assert f"backend {backend}:\n  --memory " in done.stdout
     assert all(f"  --{name} " in done.stdout for name in ("timeout", "cpu-time", "cpus", "pids", "output-limit"))
     end = "Every limit is enforced." if done.returncode == 0 else "Some limits are degraded"
