@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json=asked.json,
         point=getattr(asked, "point", None),
         manner=getattr(asked, "manner", None),
+        traced=getattr(asked, "traced", False),
     )
     print(f"seed {options.seed}", flush=True)
     subcommand = cast("_Subcommand", importlib.import_module(f"faultlab.{asked.subcommand}"))
@@ -63,5 +64,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         one.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
         if name == "inject":
             one.add_argument("--point", metavar="ROLE:CALL:N:ERRNO:MANNER", help="the one fault to inject")
+            one.add_argument("--traced", action="store_true", help="the kernel's own calls, by strace: a check")
             one.add_argument("--manner", choices=("once", "lasting"), help="(default: both)")
     return parser.parse_args(arguments)

@@ -28,7 +28,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from faultlab.process_tree import ROLES, Role
-from gwsandbox.linux import syscalls
+from gwsandbox.linux import confine, syscalls
 
 VARIABLE = "GWSANDBOX_FAULTLAB"
 """Names the folder that holds the fault and the counters, for a clean interpreter."""
@@ -92,6 +92,9 @@ ERRNOS: Mapping[str, tuple[str, ...]] = {
         f"syscalls.{name}": ("EPERM", "ENOMEM", "EINVAL")
         for name in ("die_with_parent", "outlive_parent", "be_subreaper", "unblock_signals", "close_range")
     },
+    "syscalls.signalfd": _FULL,
+    "syscalls.openat2": (*_FULL, "EACCES", "EIO"),
+    "confine.apply": ("EPERM", "ENOSYS", "EINVAL", "ENOMEM"),
     "syscalls.clone3": ("EAGAIN", "ENOMEM", "ENOSYS", "EPERM"),
     "syscalls.clone": ("EAGAIN", "ENOMEM"),
     "syscalls.renameat2": ("EACCES", "EIO", "ENOSPC"),
@@ -99,6 +102,7 @@ ERRNOS: Mapping[str, tuple[str, ...]] = {
 """What can fail, by which name it is known, and with what."""
 
 _MODULES: Mapping[str, ModuleType] = {
+    "confine": confine,
     "fcntl": fcntl,
     "mmap": mmap,
     "os": os,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from faultlab import driver, hook
+from faultlab import driver, hook, traced
 from faultlab.driver import Ended, Report
 from faultlab.options import Options
 from faultlab.process_tree import Role
@@ -66,6 +66,8 @@ class Point:
 def run(options: Options) -> Tally:
     """All points, or as many as were asked for, in an order that comes from the seed."""
     tally = Tally("inject")
+    if options.traced or (options.point or "").endswith(":traced"):
+        return _run_traced(options, tally)
     if options.point:
         tally.add(one_round(options, options.methods()[0], Point.parse(options.point)))
         return tally
@@ -77,6 +79,19 @@ def run(options: Options) -> Tally:
         if options.is_over():
             break
         tally.add(one_round(options, method, point))
+    return tally
+
+
+def _run_traced(options: Options, tally: Tally) -> Tally:
+    traced.note(tally)
+    for method, point in traced.chosen(options):
+        if options.is_over():
+            break
+        failed, ended = traced.injected(options, method, point)
+        judged = Point(point.role, point.calls, point.number, point.errno, lasting=False)
+        findings = tuple(_findings(judged, failed, ended))
+        tasks = len(ended.report["tasks"]) if ended.report else 0
+        tally.add(Round(tasks, findings, _command(options, method, str(point))))
     return tally
 
 
@@ -120,8 +135,11 @@ def one_round(options: Options, method: StartMethod, point: Point) -> Round:
     plan = _plan(options, method)
     fault = dataclasses.asdict(point)
     fired, _, ended = _injected(plan, fault)
-    command = f"scripts/faults inject --backend {options.backend} --start-method {method} --point {point}"
-    return Round(len(plan.sorts), tuple(_findings(point, fired, ended)), command)
+    return Round(len(plan.sorts), tuple(_findings(point, fired, ended)), _command(options, method, str(point)))
+
+
+def _command(options: Options, method: StartMethod, point: str) -> str:
+    return f"scripts/faults inject --backend {options.backend} --start-method {method} --point {point}"
 
 
 def _findings(point: Point, fired: int, ended: Ended) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ class Options:
         start_method: ``None``: both.
         json: Where to write the figures.
         point: For "inject": the one fault to inject.
+        traced: For "inject": by strace.
         manner: For "inject": "once" or "lasting"; ``None``: both.
     """
 
@@ -33,6 +34,7 @@ class Options:
     json: Path | None = None
     point: str | None = None
     manner: str | None = None
+    traced: bool = False
     began: float = field(default_factory=time.monotonic)
 
     def methods(self) -> tuple[StartMethod, ...]:

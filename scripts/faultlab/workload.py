@@ -198,8 +198,16 @@ def judged(plan: Plan, number: int, result: TaskResult) -> dict[str, Any]:
 # --- the driver ------------------------------------------------------------------------------------------
 
 
-def drive(plan: Plan, progress: Callable[[], None]) -> dict[str, Any]:
-    """Run a plan; what came of each task, what was raised, and what of this process's own is left."""
+def drive(
+    plan: Plan, progress: Callable[[], None], *, before_late: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Run a plan; what came of each task, what was raised, and what of this process's own is left.
+
+    Args:
+        plan: What to run.
+        progress: Called after each result.
+        before_late: Called when the first task is drawn from the iterable.
+    """
     tasks = plan.tasks()
     numbers = {id(task): number for number, task in enumerate(tasks)}
     before = open_descriptors()
@@ -210,7 +218,7 @@ def drive(plan: Plan, progress: Callable[[], None]) -> dict[str, Any]:
     try:
         manager = plan.manager()
         with manager:
-            queue(manager, tasks, plan.late, queued)
+            queue(manager, tasks, plan.late, queued, before_late=before_late)
             for result in _some(manager.as_completed(), plan.leave_after):
                 results.append(result)
                 progress()
@@ -225,7 +233,14 @@ def drive(plan: Plan, progress: Callable[[], None]) -> dict[str, Any]:
     return {"tasks": found, "raised": described(raised), "left": left_since(before)}
 
 
-def queue(manager: ProcessManager, tasks: Sequence[Work], late: int, queued: list[int]) -> None:
+def queue(
+    manager: ProcessManager,
+    tasks: Sequence[Work],
+    late: int,
+    queued: list[int],
+    *,
+    before_late: Callable[[], None] = lambda: None,
+) -> None:
     """Queue all tasks, the last ``late`` of them as an iterable; ``queued`` gets the numbers of what was taken."""
     early = len(tasks) - late
     for number, task in enumerate(tasks[:early]):
@@ -233,6 +248,7 @@ def queue(manager: ProcessManager, tasks: Sequence[Work], late: int, queued: lis
         queued.append(number)
 
     def drawn() -> Iterator[Work]:
+        before_late()
         for number, task in enumerate(tasks[early:], start=early):
             queued.append(number)
             yield task
