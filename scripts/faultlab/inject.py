@@ -83,15 +83,17 @@ def run(options: Options) -> Tally:
 
 
 def _run_traced(options: Options, tally: Tally) -> Tally:
-    traced.note(tally)
+    reached = 0
     for method, point in traced.chosen(options):
         if options.is_over():
             break
         failed, ended = traced.injected(options, method, point)
         judged = Point(point.role, point.calls, point.number, point.errno, lasting=False)
         findings = tuple(_findings(judged, failed, ended))
+        reached += failed > 0
         tasks = len(ended.report["tasks"]) if ended.report else 0
         tally.add(Round(tasks, findings, _command(options, method, str(point))))
+    tally.notes.append(f"{reached} of these points were reached")
     return tally
 
 

@@ -23,7 +23,6 @@ from faultlab import driver, process_tree
 from faultlab.driver import Action, Report
 from faultlab.options import Options
 from faultlab.process_tree import Role
-from faultlab.tally import Tally
 from faultlab.workload import Plan, StartMethod, drive
 
 _SORTS = ("square", "large", "failing", "echo", "limited", "printing", "argument", "nap")
@@ -94,11 +93,6 @@ def chosen(options: Options) -> Iterator[tuple[StartMethod, TracedPoint]]:
     found = list(itertools.product(options.methods(), points()))
     random.Random(options.seed).shuffle(found)
     yield from found[: options.rounds]
-
-
-def note(tally: Tally) -> None:
-    """Say how many there are."""
-    tally.notes.append(f"{len(list(points()))} points are traced for each start method")
 
 
 def injected(options: Options, method: StartMethod, point: TracedPoint) -> tuple[int, driver.Ended]:
