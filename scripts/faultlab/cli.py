@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from faultlab.options import Options
+from faultlab.process_tree import Role
 from faultlab.tally import Tally
 
 SUBCOMMANDS = {
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         point=getattr(asked, "point", None),
         manner=getattr(asked, "manner", None),
         traced=getattr(asked, "traced", False),
+        role=getattr(asked, "role", None),
     )
     print(f"seed {options.seed}", flush=True)
     subcommand = cast("_Subcommand", importlib.import_module(f"faultlab.{asked.subcommand}"))
@@ -65,5 +67,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "inject":
             one.add_argument("--point", metavar="ROLE:CALL:N:ERRNO:MANNER", help="the one fault to inject")
             one.add_argument("--traced", action="store_true", help="the kernel's own calls, by strace: a check")
+            one.add_argument("--role", type=Role, choices=tuple(Role), help="whose calls (default: everybody's)")
             one.add_argument("--manner", choices=("once", "lasting"), help="(default: both)")
     return parser.parse_args(arguments)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from faultlab import driver, hook, traced
+from faultlab import driver, hook, service, traced
 from faultlab.driver import Ended, Report
 from faultlab.options import Options
 from faultlab.process_tree import Role
@@ -71,8 +71,7 @@ def run(options: Options) -> Tally:
     if options.point:
         tally.add(one_round(options, options.methods()[0], Point.parse(options.point)))
         return tally
-    points = [(method, point) for method in options.methods() for point in _points(options, method)]
-    points = [(method, point) for method, point in points if options.manner in {None, point.manner}]
+    points = [(method, point) for method, point in _points(options) if options.manner in {None, point.manner}]
     tally.notes.append(f"{len(points)} points are reachable")
     random.Random(options.seed).shuffle(points)
     for method, point in points[: options.rounds]:
@@ -102,17 +101,39 @@ def _plan(options: Options, method: StartMethod) -> Plan:
     return Plan(_SORTS, workers=2, backend=options.backend, start_method=method, late=_LATE, preload=preload)
 
 
-def _points(options: Options, method: StartMethod) -> Iterator[Point]:
-    """All calls that an undisturbed run makes, with all their errnos."""
+def _points(options: Options) -> Iterator[tuple[StartMethod, Point]]:
+    """All calls that undisturbed runs make, with all their errnos."""
+    if options.role is not Role.SERVICE:
+        for method in options.methods():
+            yield from (
+                (method, point) for point in _points_of_run(options, method) if options.role in {None, point.role}
+            )
+    if options.role in {None, Role.SERVICE}:
+        yield from (("fork", point) for point in _points_of_service(options))
+
+
+def _points_of_run(options: Options, method: StartMethod) -> Iterator[Point]:
     _, counts, ended = _injected(_plan(options, method), None)
     if ended.report is None or ended.report["raised"]:
         raise SystemExit(f"the workload does not run undisturbed: {ended.log}{ended.report}")
     for (role, call), count in counts.items():
-        for number in range(1, count + 1):
-            for name in hook.ERRNOS[call]:
-                # A socket that can be read and says EAGAIN does so once, when somebody else was faster.
-                for lasting in (False,) if name == "EAGAIN" and call.startswith("socket") else (False, True):
-                    yield Point(role, call, number, name, lasting)
+        yield from _faults(role, call, count)
+
+
+def _points_of_service(options: Options) -> Iterator[Point]:
+    _, counts, findings = service.injected(options, None)
+    if findings:
+        raise SystemExit(f"the service does not run undisturbed: {findings[0]}")
+    for call, count in counts.items():
+        yield from _faults(Role.SERVICE, call, count)
+
+
+def _faults(role: Role, call: str, count: int) -> Iterator[Point]:
+    for number in range(1, count + 1):
+        for name in hook.ERRNOS[call]:
+            # A socket that can be read and says EAGAIN does so once, when somebody else was faster.
+            for lasting in (False,) if name == "EAGAIN" and call.startswith("socket") else (False, True):
+                yield Point(role, call, number, name, lasting)
 
 
 def _injected(plan: Plan, fault: Mapping[str, Any] | None) -> tuple[int, dict[tuple[Role, str], int], Ended]:
@@ -134,6 +155,9 @@ def _drive(plan: Plan, folder: str, progress: Callable[[], None]) -> Report:
 
 def one_round(options: Options, method: StartMethod, point: Point) -> Round:
     """One point."""
+    if point.role is Role.SERVICE:
+        _, _, findings = service.injected(options, dataclasses.asdict(point))
+        return Round(service.INPUTS, findings, _command(options, method, str(point)))
     plan = _plan(options, method)
     fault = dataclasses.asdict(point)
     fired, _, ended = _injected(plan, fault)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faultlab.process_tree import Role
 from faultlab.workload import BackendName, StartMethod
 
 
@@ -22,6 +23,7 @@ class Options:
         start_method: ``None``: both.
         json: Where to write the figures.
         point: For "inject": the one fault to inject.
+        role: For "inject": whose calls; ``None``: everybody's.
         traced: For "inject": by strace.
         manner: For "inject": "once" or "lasting"; ``None``: both.
     """
@@ -35,6 +37,7 @@ class Options:
     point: str | None = None
     manner: str | None = None
     traced: bool = False
+    role: Role | None = None
     began: float = field(default_factory=time.monotonic)
 
     def methods(self) -> tuple[StartMethod, ...]:

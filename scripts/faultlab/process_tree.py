@@ -18,9 +18,10 @@ class Role(enum.StrEnum):
     SUPERVISOR = "supervisor"
     ZYGOTE = "zygote"
     GUEST = "guest"
+    SERVICE = "service"  # of the spool: a caller of its own
 
 
-ROLES = tuple(Role)
+ROLES = tuple(role for role in Role if role is not Role.SERVICE)
 
 
 def _read(path: str) -> bytes:

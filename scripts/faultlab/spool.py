@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import inotify_simple
@@ -40,7 +40,7 @@ _SORTS = ("good", "good", "good", "slow", "bad", "eating")
 
 
 @dataclass(slots=True)
-class _Spool:
+class Spool:
     """The folders of one round, and the service over them."""
 
     root: str
@@ -51,6 +51,7 @@ class _Spool:
     service: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> None:
+        """Make the folders and the configuration."""
         for name in _FOLDERS:
             os.mkdir(f"{self.root}/{name}")
         script = f"{self.root}/worker.sh"
@@ -72,7 +73,11 @@ class _Spool:
     # --- the service ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        words = [sys.executable, "-m", "gwsandbox", "serve", f"{self.root}/config.toml"]
+        """Start a service."""
+        self.launch([sys.executable, "-m", "gwsandbox", "serve", f"{self.root}/config.toml"])
+
+    def launch(self, words: Sequence[str]) -> None:
+        """Start a service by a command of its own."""
         path = os.pathsep.join(filter(None, sys.path))
         with open(f"{self.root}/log", "ab") as log:
             self.service = subprocess.Popen(
@@ -122,21 +127,26 @@ class _Spool:
         way(f"{self.root}/incoming", name, self.contents[name])
 
     def names(self, folder: str) -> list[str]:
+        """What is in a folder and not hidden."""
         return [name for name in os.listdir(f"{self.root}/{folder}") if not name.startswith(".") and name != "trash"]
 
     def is_quiet(self) -> bool:
+        """Whether there is nothing left to do."""
         return not self.names("incoming") and not self.names("work")
 
-    def await_quiet(self) -> bool:
-        """Whether nothing is left to do, after a while."""
-        give_up_at = time.monotonic() + _QUIET_AFTER
+    def await_quiet(self, seconds: float = _QUIET_AFTER, *, restart: bool = True) -> bool:
+        """Whether nothing is left to do, after a while; a service that ends is started again where ``restart``."""
+        give_up_at = time.monotonic() + seconds
         with contextlib.closing(inotify_simple.INotify()) as inotify:
             for name in _FOLDERS:
                 inotify.add_watch(f"{self.root}/{name}", inotify_simple.masks.MOVE | inotify_simple.flags.DELETE)
             while not self.is_quiet():
                 if time.monotonic() > give_up_at:
                     return False
-                self.keep_running()
+                if restart:
+                    self.keep_running()
+                elif self.service is None or self.service.poll() is not None:
+                    return False
                 inotify.read(timeout=500)
         return True
 
@@ -155,7 +165,28 @@ class _Spool:
                 found.setdefault(known or f"{folder}/{name}", []).append(folder)
         return found
 
+    def finished(self, what: str) -> Iterator[Finding]:
+        """Let a service finish the rest, and see that each input is in one place, and whole."""
+        if not self.await_quiet():
+            text = f"not done: {self.names('incoming')}, {self.names('work')} {what}"
+            yield Finding(Kind.HUNG, text, self.log())
+        if not self.stop():
+            yield Finding(Kind.HUNG, f"it does not stop {what}", self.log())
+        for left in driver.wait_for_children():
+            yield Finding(Kind.LEFT, f"{left} {what}", self.log())
+        for name, places in self.places().items():
+            if name not in self.contents:
+                yield Finding(Kind.WRONG, f"{name} holds what nobody delivered {what}", self.log())
+            elif len(places) != 1:
+                yield Finding(Kind.LOST, f"{name} ({self._sort(name)}) is in {places} {what}", self.log())
+            elif places == ["done"] and self._sort(name) in {"bad", "eating"}:
+                yield Finding(Kind.WRONG, f"{name} ({self._sort(name)}) is in done {what}", self.log())
+
+    def _sort(self, name: str) -> str:
+        return self.contents[name].split(b" ", 1)[0].decode()
+
     def log(self) -> str:
+        """The end of what the services have written to stderr."""
         with open(f"{self.root}/log", encoding="utf-8", errors="replace") as file:
             return file.read()[-8000:]
 
@@ -211,7 +242,7 @@ def run(options: Options) -> Tally:
 def one_round(options: Options, seed: int) -> tuple[Round, int]:
     """The round of a seed, and how many kills it had."""
     root = tempfile.mkdtemp(prefix="faultlab-")
-    spool = _Spool(root, random.Random(seed), options.backend)
+    spool = Spool(root, random.Random(seed), options.backend)
     try:
         spool.prepare()
         findings = tuple(_disturbed(spool))
@@ -221,7 +252,7 @@ def one_round(options: Options, seed: int) -> tuple[Round, int]:
         shutil.rmtree(root)
 
 
-def _disturbed(spool: _Spool) -> Iterator[Finding]:
+def _disturbed(spool: Spool) -> Iterator[Finding]:
     rng = spool.rng
     spool.start()
     remaining = list(range(_INPUTS))
@@ -231,26 +262,4 @@ def _disturbed(spool: _Spool) -> Iterator[Finding]:
         select.select([], [], [], rng.uniform(0, _LONGEST_PAUSE))
         spool.disturb()
         spool.keep_running()
-    quiet = spool.await_quiet()
-    what = f"after {', '.join(spool.kills)}"
-    if not quiet:
-        yield Finding(Kind.HUNG, f"not done: {spool.names('incoming')}, {spool.names('work')} {what}", spool.log())
-    if not spool.stop():
-        yield Finding(Kind.HUNG, f"it does not stop {what}", spool.log())
-    for left in driver.wait_for_children():
-        yield Finding(Kind.LEFT, f"{left} {what}", spool.log())
-    yield from _judge(spool, what)
-
-
-def _judge(spool: _Spool, what: str) -> Iterator[Finding]:
-    for name, places in spool.places().items():
-        if name not in spool.contents:
-            yield Finding(Kind.WRONG, f"{name} holds what nobody delivered {what}", spool.log())
-        elif len(places) != 1:
-            yield Finding(Kind.LOST, f"{name} ({_sort(spool, name)}) is in {places} {what}", spool.log())
-        elif places == ["done"] and _sort(spool, name) in {"bad", "eating"}:
-            yield Finding(Kind.WRONG, f"{name} ({_sort(spool, name)}) is in done {what}", spool.log())
-
-
-def _sort(spool: _Spool, name: str) -> str:
-    return spool.contents[name].split(b" ", 1)[0].decode()
+    yield from spool.finished(f"after {', '.join(spool.kills)}")
