@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import decimal
+import fractions
+import functools
 import math
 import os
+import pathlib
 import pickle
 import random
 import shutil
 import socket
 import struct
 import tempfile
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +31,10 @@ from gwsandbox.cli.map.inputs import Input
 from gwsandbox.cli.map.report_rows import ReportRows
 from gwsandbox.cli.messages import Failure
 from gwsandbox.ipc import channel, record
+from gwsandbox.ipc.birth import pack_held, unpack_held
 from gwsandbox.ipc.channel import Channel, Order, Report
+from gwsandbox.ipc.plain import decode
+from gwsandbox.ipc.plain_encoder import encode
 from gwsandbox.model.errors import TransferError
 from gwsandbox.model.limits import Limits, parse_duration, parse_size
 from gwsandbox.model.result import Outcome
@@ -156,18 +165,19 @@ def _read_packet(data: bytes, _: str) -> None:
         receiver.receive()
 
 
-def _records() -> list[bytes]:
-    found = []
-    for value in (None, b"bytes" * 20, {"key": [1, 2.5, "text", b"bytes"]}, bytearray(b"y" * 100)):
-        fd = os.memfd_create("record")
-        record.write_value(fd, value)
-        found.append(os.pread(fd, 1 << 16, 0))
+def _written(write: Callable[[int], object]) -> bytes:
+    fd = record.create()
+    try:
+        write(fd)
+        return os.pread(fd, 1 << 16, 0)
+    finally:
         os.close(fd)
-    fd = os.memfd_create("record")
-    record.write_exception(fd, ValueError("why"), Delivery.RAISED)
-    found.append(os.pread(fd, 1 << 16, 0))
-    os.close(fd)
-    return found
+
+
+def _records() -> list[bytes]:
+    values = (None, b"bytes" * 20, {"key": [1, 2.5, "text", b"bytes"]}, bytearray(b"y" * 100))
+    found = [_written(functools.partial(record.write_value, value=value)) for value in values]
+    return [*found, _written(lambda fd: record.write_exception(fd, ValueError("why"), Delivery.RAISED))]
 
 
 _RECORDS = _records()
@@ -184,16 +194,32 @@ def _make_record(rng: random.Random) -> bytes:
 
 
 def _read_record(data: bytes, _: str) -> None:
-    fd = os.memfd_create("record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = record.create()
     try:
         os.pwrite(fd, data, 0)
+        record.read_unfinished(fd)
         delivery, small, is_whole = record.inspect(fd)
         if delivery is not Delivery.NOTHING and is_whole:
             record.read_inline(small)
         elif delivery is not Delivery.NOTHING:
-            record.read_descriptor(os.dup(fd))
+            record.read_descriptor(fd)
     finally:
         os.close(fd)
+
+
+def _read_held(data: bytes, _: str) -> None:
+    unpack_held(data)
+
+
+_PLAIN = tuple(
+    b"".join(encode(value))
+    for value in (
+        [None, True, 1, -(10**30), 2.5, 1j, "text", b"bytes", bytearray(b"x"), (1, 2)],
+        {"key": {1, 2}, "when": dt.datetime(2020, 2, 3, tzinfo=dt.UTC), "much": [list(range(50))] * 3},
+        [decimal.Decimal("1.50"), fractions.Fraction(1, 3), uuid.UUID(int=7), pathlib.PurePosixPath("/a")],
+        ValueError("why"),
+    )
+)
 
 
 # --- files and arguments that users write ----------------------------------------------------------------
@@ -303,6 +329,10 @@ READERS: Sequence[Reader] = (
     _file_reader("pressure", _PRESSURE, files.parse_pressure),
     Reader("packets", _one_of(_PACKETS), _read_packet, (EOFError,), _MIDDLE),
     Reader("records", _make_record, _read_record, (TransferError,), _MIDDLE),
+    Reader("plain values", _one_of(_PLAIN), lambda data, _: _ignore(decode(data)), (TransferError,), _MIDDLE),
+    Reader(
+        "held mechanisms", _one_of((pack_held({"files": "enforced", "user": "not: why"}),)), _read_held, (), _MIDDLE
+    ),
     Reader("configuration", _one_of(_CONFIG), _read_config, (config.ConfigError,), _DEAR),
     Reader("report", _one_of(_ROWS), _read_report, (Failure,), _MIDDLE),
     Reader("arguments", _make_arguments, _read_arguments, (_USAGE_ERROR, typer.Exit, typer.Abort), _DEAR),
