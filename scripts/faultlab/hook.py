@@ -45,7 +45,6 @@ ERRNOS: Mapping[str, tuple[str, ...]] = {
     "os.write": ("EIO", "ENOSPC", "ENOMEM"),
     "os.pwrite": ("EIO", "ENOSPC", "ENOMEM"),
     "os.ftruncate": ("ENOMEM", "EPERM", "EIO"),
-    "os.lseek": ("EIO",),
     "os.fstat": _MEMORY,
     "os.stat": ("ENOMEM", "EACCES"),
     "os.listdir": (*_FULL, "EACCES"),
