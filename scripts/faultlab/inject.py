@@ -69,30 +69,28 @@ def run(options: Options) -> Tally:
     if options.traced or (options.point or "").endswith(":traced"):
         return _run_traced(options, tally)
     if options.point:
-        tally.add(one_round(options, options.methods()[0], Point.parse(options.point)))
-        return tally
-    points = [(method, point) for method, point in _points(options) if options.manner in {None, point.manner}]
-    tally.notes.append(f"{len(points)} points are reachable")
-    random.Random(options.seed).shuffle(points)
+        points = [(options.methods()[0], Point.parse(options.point))]
+    else:
+        points = [(method, point) for method, point in _points(options) if options.manner in {None, point.manner}]
+        random.Random(options.seed).shuffle(points)
     for method, point in points[: options.rounds]:
         if options.is_over():
             break
         tally.add(one_round(options, method, point))
+    tally.notes.append(f"{len(points)} points are known; {tally.reached} of these were reached")
     return tally
 
 
 def _run_traced(options: Options, tally: Tally) -> Tally:
-    reached = 0
     for method, point in traced.chosen(options):
         if options.is_over():
             break
         failed, ended = traced.injected(options, method, point)
         judged = Point(point.role, point.calls, point.number, point.errno, lasting=False)
         findings = tuple(_findings(judged, failed, ended))
-        reached += failed > 0
         tasks = len(ended.report["tasks"]) if ended.report else 0
-        tally.add(Round(tasks, findings, _command(options, method, str(point))))
-    tally.notes.append(f"{reached} of these points were reached")
+        tally.add(Round(tasks, findings, _command(options, method, str(point)), failed > 0))
+    tally.notes.append(f"{tally.reached} of these points were reached")
     return tally
 
 
@@ -156,12 +154,13 @@ def _drive(plan: Plan, folder: str, progress: Callable[[], None]) -> Report:
 def one_round(options: Options, method: StartMethod, point: Point) -> Round:
     """One point."""
     if point.role is Role.SERVICE:
-        _, _, findings = service.injected(options, dataclasses.asdict(point))
-        return Round(service.INPUTS, findings, _command(options, method, str(point)))
+        fired, _, findings = service.injected(options, dataclasses.asdict(point))
+        return Round(service.INPUTS, findings, _command(options, method, str(point)), fired > 0)
     plan = _plan(options, method)
     fault = dataclasses.asdict(point)
     fired, _, ended = _injected(plan, fault)
-    return Round(len(plan.sorts), tuple(_findings(point, fired, ended)), _command(options, method, str(point)))
+    findings = tuple(_findings(point, fired, ended))
+    return Round(len(plan.sorts), findings, _command(options, method, str(point)), fired > 0)
 
 
 def _command(options: Options, method: StartMethod, point: str) -> str:

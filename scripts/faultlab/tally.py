@@ -42,11 +42,13 @@ class Round:
         tasks: How many tasks it queued.
         findings: What went wrong.
         command: What repeats it.
+        reached: Whether the fault came about.
     """
 
     tasks: int
     findings: tuple[Finding, ...]
     command: str
+    reached: bool = True
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Tally:
     unit: str = "tasks"
     rounds: int = 0
     tasks: int = 0
+    reached: int = 0
     kinds: Counter[Kind] = field(default_factory=Counter)
     bad: list[Round] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -65,6 +68,7 @@ class Tally:
         """Count a round, and print it where it is bad: a long run is read while it goes on."""
         self.rounds += 1
         self.tasks += done.tasks
+        self.reached += done.reached
         self.kinds.update(finding.kind for finding in done.findings)
         if done.findings:
             self.bad.append(done)
