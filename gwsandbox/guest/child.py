@@ -1,6 +1,6 @@
 """The guest's life between its birth and the task's first instruction, and after its last: a flat list of steps.
 
-What comes from ``live`` on runs in the guest, and does not return to the zygote's code; a step that fails is
+What comes from ``run_guest`` on runs in the guest, and does not return to the zygote's code; a step that fails is
 reported through the result descriptor with its name and errno.
 
 A fresh fork pays a page fault, 2 µs or more, for each page that it is the first to write to, and Python writes to
@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from gwsandbox.guest import finish
 from gwsandbox.guest.confinement import Confinement
+from gwsandbox.guest.program import Program, become, exit_code
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.call import Call
 from gwsandbox.linux import confine, descriptors, syscalls
@@ -30,7 +31,6 @@ from gwsandbox.model.errors import GuestSetupError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.verdict import RESULT_LOST, Delivery
 
-NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit codes of a program that could not be executed, as a shell's
 _SETUP_FAILED = 125
 
 _UNSTOPPABLE = {signal.SIGKILL, signal.SIGSTOP}
@@ -40,9 +40,6 @@ _INTERPRETERS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
     **dict.fromkeys(_IGNORED_BY_PYTHON, signal.SIG_IGN),
 }
-
-
-Program = tuple[tuple[str, ...], str | None, dict[str, str] | None]  # arguments, folder, environment
 
 
 class Setup:
@@ -193,7 +190,11 @@ def run_guest(setup: Setup) -> NoReturn:
         code = 1
         if not setup.is_command:
             _call(setup, *_open_call(setup.call))
-        code = _execute(setup, *setup.program)
+        try:
+            become(*setup.program, data_limit=setup.data_limit)
+        except OSError as error:
+            code = exit_code(error)
+            setup.records.write_exception(setup.result, error, Delivery.NOT_EXECUTED)
     except GuestSetupError as error:
         setup.records.write_exception(setup.result, error, Delivery.STEP_FAILED)
     except BaseException as error:  # noqa: BLE001 - whatever comes here must not unwind into the zygote
@@ -358,56 +359,3 @@ def _exit_code(error: BaseException) -> int:
     if error.code is None:
         return 0
     return error.code & 0xFF if isinstance(error.code, int) else 1
-
-
-def _execute(setup: Setup, argv: tuple[str, ...], cwd: str | None, env: dict[str, str] | None) -> int:
-    """Become the program. Comes back only if it cannot be executed; the exit code says why."""
-    culprit = cwd
-    try:
-        if cwd is not None:
-            os.chdir(cwd)
-        culprit = argv[0]
-        if setup.data_limit:
-            resource.setrlimit(resource.RLIMIT_DATA, (setup.data_limit, setup.data_limit))
-        _exec(argv, env)
-    except OSError as error:
-        if error.errno == errno.ENOEXEC:
-            _exec_as_script(argv, env)
-        # Named as it was given: execvpe names the last folder of PATH that it looked into.
-        named = OSError(error.errno, error.strerror, culprit, None, _interpreter(culprit))
-        setup.records.write_exception(setup.result, named, Delivery.NOT_EXECUTED)
-        missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
-        return NOT_FOUND if missing else NOT_EXECUTABLE
-
-
-def _exec(argv: tuple[str, ...], env: dict[str, str] | None) -> NoReturn:
-    """As execvp(3) or execvpe(3), without Python's long way to them where there is nothing to look up."""
-    if "/" in argv[0]:
-        if env is None:
-            os.execv(argv[0], argv)
-        os.execve(argv[0], argv, env)
-    if env is None:
-        os.execvp(argv[0], argv)
-    os.execvpe(argv[0], argv, env)
-
-
-def _exec_as_script(argv: tuple[str, ...], env: dict[str, str] | None) -> None:
-    """As execvp(3) does with a file in no format that the kernel knows: let sh run it, unless it is no text."""
-    for folder in [""] if "/" in argv[0] else os.get_exec_path(env):
-        path = os.path.join(folder, argv[0])
-        if os.access(path, os.X_OK) and os.path.isfile(path):
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                if b"\0" not in file.read(256):
-                    os.execve("/bin/sh", ("sh", path, *argv[1:]), os.environ if env is None else env)
-            return
-
-
-def _interpreter(program: str | None) -> str | None:
-    """What a script asks for in its first line: where that is missing, the script is "not found" though it is there."""
-    try:
-        with open(program or "", "rb") as file:
-            line = file.readline(256)
-    except OSError:
-        return None
-    words = line[2:].split()
-    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None

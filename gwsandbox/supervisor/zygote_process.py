@@ -74,7 +74,7 @@ class ZygoteProcess:
             number: Key of a task that came along with the fork, or 0.
             descriptors: Those of ``ROLES`` that it has; they stay the caller's of this function.
             work: The packed task; empty where it was inherited, or comes as a descriptor.
-            is_command: Whether it is a program; its ``work`` is a pickled ``child.Program``.
+            is_command: Whether it is a program; its ``work`` is a pickled ``program.Program``.
             data_limit: RLIMIT_DATA of a program in bytes; 0: none.
         """
         present = [(role, fd) for role in ROLES if (fd := descriptors.get(role)) is not None]
