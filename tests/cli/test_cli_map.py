@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from cli_support import CLI, HANG_AFTER, Running, Terminal, cli, environment, rows, running, wait_until
-from support import PACE, SLOW, BackendName, Watched, is_running
+from support import PACE, SLOW, BackendName, Watched, is_running, run_all
 
 from gwsandbox import TaskResult
 from gwsandbox.backends.cgroup.delegation import MOUNT
+from gwsandbox.cli.map.target import FunctionTarget
 
 WORKER = '''
 import asyncio, ctypes, os, signal, sys, time
@@ -903,3 +904,15 @@ def test_a_report_may_be_of_several_commands_on_several_inputs(place: Path) -> N
         words = ["--backend", "rlimit", "--report", "r.jsonl", "--command", template, folder]
         assert cli("map", *words, cwd=place).returncode == 0
     assert len(rows(place / "r.jsonl")) == 2
+
+
+def test_functions_in_a_clean_interpreter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As strict hardening asks for, which not every host can give: the function travels by its name."""
+    fill(place / "in", a="a", b="fail")
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    target = FunctionTarget("worker:wait_and_read", has_output=False, is_inherited=False)
+    assert target.preload == ("worker",)
+    tasks = [target.task(f"in/{name}", None) for name in "ab"]
+    results = run_all("rlimit", tasks, start_method="forkserver", preload=target.preload)
+    assert sorted(result.outcome.name for result in results) == ["FAILED", "SUCCEEDED"]

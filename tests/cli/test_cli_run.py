@@ -244,6 +244,20 @@ def test_ctrl_c_at_the_terminal_is_the_programs_to_answer(backend: BackendName) 
         assert terminal.end() == 9
 
 
+def test_ctrl_c_at_the_terminal_reaches_the_program_once(backend: BackendName) -> None:
+    """The CLI gets it too, and does not pass it on: what it does pass on comes in order."""
+    source = (
+        "import signal; caught = []; signal.signal(2, lambda *_: (caught.append(2), print('caught', flush=True)));"
+        " signal.signal(10, lambda *_: exit(len(caught))); print('on', flush=True)\nwhile True: signal.pause()"
+    )
+    with Terminal("run", "--backend", backend, "--", *python(source)) as terminal:
+        terminal.until("on")
+        terminal.type("\x03")
+        terminal.until("caught")
+        terminal.process.send_signal(signal.SIGUSR1)
+        assert terminal.end() == 1
+
+
 def test_a_limit_holds_at_the_terminal(backend: BackendName) -> None:
     with Terminal("run", "--backend", backend, "--timeout", "300ms", "--", "sleep", "60") as terminal:
         assert terminal.end() == 124

@@ -115,6 +115,7 @@ class Run:
                 request.workers,
                 limits=request.limits,
                 hardening=request.hardening,
+                preload=self.target.preload,
                 backend=request.backend,
                 _grace_seconds=request.grace or 0.0,
                 _wait=display.wait,
@@ -241,7 +242,8 @@ def _prepared(request: Request, counts: Counts) -> Iterator[Run]:
     if request.command is not None:
         target = CommandTarget(request.command, has_output=has_output)
     else:
-        target = FunctionTarget(arguments.pop(0), has_output=has_output)
+        is_inherited = not request.hardening.needs_clean_interpreter
+        target = FunctionTarget(arguments.pop(0), has_output=has_output, is_inherited=is_inherited)
     kept = [path for path in (request.output_dir, request.report) if path is not None]
     inputs, problems = collect(arguments, kept)
     counts.inputs, counts.unreadable = len(inputs), len(problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +17,13 @@ from gwsandbox.model.task import Command, Task
 
 
 class Target(Protocol):
-    """Makes the task for one input."""
+    """Makes the task for one input.
+
+    Attributes:
+        preload: Modules that a clean interpreter imports once.
+    """
+
+    preload: tuple[str, ...]
 
     def task(self, path: str, output: str | None) -> Task | Command:
         """The task that works on ``path`` and, where there is an output folder, writes ``output``."""
@@ -27,6 +34,8 @@ class Target(Protocol):
 
 class CommandTarget:
     """A command line; see ``Template``."""
+
+    preload: tuple[str, ...] = ()
 
     def __init__(self, template: str, *, has_output: bool) -> None:
         self._template = Template(template, has_output=has_output)
@@ -49,21 +58,31 @@ class FunctionTarget:
     Args:
         name: ``MODULE:FUNCTION``.
         has_output: Whether there is an output folder.
+        is_inherited: Whether guests are forks of this process; else they are forks of a clean interpreter.
 
     Raises:
         Failure: The function cannot be imported, or does not take these arguments.
     """
 
-    def __init__(self, name: str, *, has_output: bool) -> None:
+    preload: tuple[str, ...] = ()
+
+    def __init__(self, name: str, *, has_output: bool, is_inherited: bool = True) -> None:
         self._name = name
-        global _function  # noqa: PLW0603 - the one way to reach guests without pickling
-        _function = _load(name, has_output=has_output)
+        function = _load(name, has_output=has_output)
+        if is_inherited:
+            global _function  # noqa: PLW0603 - the one way to reach guests without pickling
+            _function = function
+            self._call: Callable[..., bytes] = _call_inherited
+        else:
+            self._call = functools.partial(_call, function)
+            module = name.partition(":")[0]
+            self.preload = (module,) if all(map(str.isidentifier, module.split("."))) else ()
 
     def words(self, path: str, output: str | None) -> list[str]:
         return [self._name, path] if output is None else [self._name, path, output]
 
     def task(self, path: str, output: str | None) -> Task:
-        return Task(_call, (path,) if output is None else (path, output))
+        return Task(self._call, (path,) if output is None else (path, output))
 
 
 def _load(name: str, *, has_output: bool) -> Callable[..., Any]:
@@ -80,8 +99,13 @@ def _load(name: str, *, has_output: bool) -> Callable[..., Any]:
         raise Failure(f"{error}, or --command" if ":" not in name else str(error)) from error
 
 
-def _call(*paths: str) -> bytes:
+def _call(function: Callable[..., Any], *paths: str) -> bytes:
     """In the guest: call the function; its value for the report."""
+    return values.pack(function(*paths))
+
+
+def _call_inherited(*paths: str) -> bytes:
+    """In a guest that is a fork of this process: call the function, without what is this process's alone."""
     assert _function is not None
     for fd, file in _hidden.items():
         # In a guest the same number may be another file: the supervisor closes some descriptors of ours.
@@ -89,7 +113,7 @@ def _call(*paths: str) -> bytes:
             if _identity(fd) == file:
                 os.close(fd)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    return values.pack(_function(*paths))
+    return _call(_function, *paths)
 
 
 def hide_from_guests(*descriptors: int) -> None:
