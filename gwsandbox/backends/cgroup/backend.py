@@ -8,7 +8,14 @@ from collections.abc import Callable
 from typing import Self
 
 from gwsandbox.backends.cgroup import files, run_group, subtree
-from gwsandbox.backends.cgroup.delegation import MOUNT, DelegatedRoot, NotDelegated, find_root, usable
+from gwsandbox.backends.cgroup.delegation import (
+    MOUNT,
+    DelegatedRoot,
+    NotDelegated,
+    find_root,
+    limits_of_own_unit,
+    usable,
+)
 from gwsandbox.backends.cgroup.leaf import Leaf, Place
 from gwsandbox.backends.fork_memory import ForkMemory
 from gwsandbox.backends.orphans import Orphans
@@ -31,13 +38,17 @@ _HELD_BY = {
 
 
 class CgroupBackend:
-    """Limits held by cgroup v2, one leaf per attempt under ``root``."""
+    """Limits held by cgroup v2, one leaf per attempt under ``root``.
+
+    ``remark`` says what the user should know of where that is; "" where there is nothing to say.
+    """
 
     name = "cgroup"
     may_refuse = True
 
     def __init__(self, root: DelegatedRoot | None = None) -> None:
         """Leaves under ``root``; where it is ``None``, under a scope that ``prepare`` asks of systemd."""
+        self.remark = ""
         self._root = root
         self._path = ""
         self._folder = -1
@@ -60,7 +71,14 @@ class CgroupBackend:
             if why := systemd_scope.why_none():
                 error.step += f"; and no scope of systemd's can be had: {why}"
                 raise
-            return cls()
+            found = cls()
+            if limits := limits_of_own_unit():
+                unit, names = limits
+                found.remark = (
+                    f"the unit {unit} limits {' and '.join(names)}, and tasks run in a scope beside it that has the "
+                    "same limits for itself: to have one limit over both, set Delegate=yes in the unit"
+                )
+            return found
 
     def prepare(self) -> str:
         """Open this run's group, in a scope of systemd's where nothing is delegated; sweep what dead owners left.

@@ -130,6 +130,24 @@ def _systemd_runs() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
+def limits_of_own_unit() -> tuple[str, list[str]] | None:
+    """The unit that this process is in, and its files that limit what all of its processes use together.
+
+    ``None`` where it has no such limits.
+    """
+    for path in _upward((MOUNT + (procfs.own_cgroup() or "")).rstrip("/")):
+        if path.endswith((".service", ".scope")):
+            found = [name for name in ("memory.max", "memory.high", "cpu.max") if _is_limited(f"{path}/{name}")]
+            return (os.path.basename(path), found) if found else None
+    return None
+
+
+def _is_limited(path: str) -> bool:
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        return not file.read().startswith("max")
+    return False
+
+
 def _free_top(own: str) -> str:
     """The top, which no systemd inside of this namespace manages.
 
