@@ -56,15 +56,18 @@ class Orphans:
     def enrol(self, pid: int) -> int:
         """Mark a guest that waits for its time; its mark.
 
-        Raises:
-            OSError: The kernel refused.
+        Root without CAP_SYS_RESOURCE may not mark what has become another user. What such a guest leaves may only
+        die, as soon as it is seen.
         """
         self._mains.add(pid)
-        _, ceiling = resource.prlimit(pid, _RLIMIT_LOCKS)
-        first = _FIRST if ceiling == resource.RLIM_INFINITY else ceiling
-        mark = first - self._started % (first + 1)
         self._started += 1
-        resource.prlimit(pid, _RLIMIT_LOCKS, (mark, mark))
+        mark = -1 - self._started
+        with contextlib.suppress(PermissionError):
+            _, ceiling = resource.prlimit(pid, _RLIMIT_LOCKS)
+            first = _FIRST if ceiling == resource.RLIM_INFINITY else ceiling
+            wanted = first - self._started % (first + 1)
+            resource.prlimit(pid, _RLIMIT_LOCKS, (wanted, wanted))
+            mark = wanted
         self._cpu[mark] = [0.0, 0.0]
         return mark
 

@@ -66,7 +66,7 @@ def bus_path() -> str:
 
 
 def why_none() -> str | None:
-    """Why no scope can be had, with what mends it; ``None`` where one may be."""
+    """Why systemd cannot be asked for a scope; ``None`` where it may be."""
     if not os.path.isdir("/run/systemd/system"):
         return "systemd does not run here"
     with contextlib.suppress(OSError):
@@ -74,9 +74,8 @@ def why_none() -> str | None:
             return "it would be outside of the cgroup namespace that this process is in"
     if os.path.exists(bus_path()):
         return None
-    if os.geteuid():
-        return f"there is no user manager to ask, as {bus_path()} does not exist: loginctl enable-linger USER"
-    return f"there is no system bus, as {bus_path()} does not exist: apt-get install dbus"
+    whose = "user manager" if os.geteuid() else "system bus"
+    return f"there is no {whose} to ask, as {bus_path()} does not exist"
 
 
 def start_scope() -> str:
@@ -110,12 +109,22 @@ def delegated_unit() -> str | None:
 
     For the units of a user's manager, which unlike the system's does not mark them in the file system.
     """
+    own = _find_own_unit()
+    return str(own["ControlGroup"][1]) if own is not None and own["Delegate"][1] else None
+
+
+def ends_with_a_task() -> bool:
+    """Whether systemd ends the unit that this process is in when the kernel kills a task of it for want of memory."""
+    own = _find_own_unit() or {}
+    return own.get("OOMPolicy", ("s", ""))[1] in {"stop", "kill"}
+
+
+def _find_own_unit() -> Unit | None:
     try:
         with _bus("find own unit", str(os.getpid())) as bus:
-            own = _own_unit(bus)
-    except CgroupError:  # no such bus: then it is not delegated by it either
+            return _own_unit(bus)
+    except CgroupError:  # no such bus: then it is in none of its units either
         return None
-    return str(own["ControlGroup"][1]) if own is not None and own["Delegate"][1] else None
 
 
 Unit = dict[str, tuple[str, Any]]

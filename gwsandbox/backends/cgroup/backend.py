@@ -69,7 +69,7 @@ class CgroupBackend:
             return cls(find_root())
         except NotDelegated as error:
             if why := systemd_scope.why_none():
-                error.step += f"; and no scope of systemd's can be had: {why}"
+                error.step += f", and systemd gives no scope: {why}"
                 raise
             found = cls()
             if limits := limits_of_own_unit():
