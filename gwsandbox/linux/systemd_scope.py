@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gwsandbox.linux import procfs
@@ -22,10 +22,10 @@ from gwsandbox.model.errors import CgroupError
 
 SLICE = "gwsandbox.slice"  # below another slice: "batch-gwsandbox.slice" is below "batch.slice"
 _ROOT_SLICE = "-.slice"
+_SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _SECONDS_TO_WAIT = 25  # D-Bus's own default
 _REMEDY = "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
 _SENDER = 0  # in the place of a pid: whoever sends the message, whatever his PID namespace calls him
-_INITIAL_CGROUP_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
 _NO_LIMIT = 2**64 - 1
 _numbers = itertools.count()
 _MANAGER = {
@@ -62,16 +62,15 @@ _NOTHING: dict[str, Any] = {
 def bus_path() -> str:
     """The socket of the bus on which this user's systemd manager listens."""
     uid = os.geteuid()
-    return f"/run/user/{uid}/bus" if uid else "/run/dbus/system_bus_socket"
+    return f"/run/user/{uid}/bus" if uid else _SYSTEM_BUS
 
 
 def why_none() -> str | None:
     """Why systemd cannot be asked for a scope; ``None`` where it may be."""
     if not os.path.isdir("/run/systemd/system"):
         return "systemd does not run here"
-    with contextlib.suppress(OSError):
-        if os.stat("/proc/self/ns/cgroup").st_ino != _INITIAL_CGROUP_NAMESPACE:
-            return "it would be outside of the cgroup namespace that this process is in"
+    if procfs.is_in_cgroup_namespace():
+        return "it would be outside of the cgroup namespace that this process is in"
     if os.path.exists(bus_path()):
         return None
     whose = "user manager" if os.geteuid() else "system bus"
@@ -91,7 +90,9 @@ def start_scope() -> str:
     with _bus("start scope", name) as bus:
         own = _own_unit(bus)
         if own is not None:
-            _refuse_to_confine_less(own)
+            _refuse_to_lose(own, _NOT_CARRIED, "a scope")
+        elif os.geteuid():
+            _refuse_to_leave_unit()
         bus.start_and_wait(name, _properties(own))
     path = procfs.own_cgroup() or ""
     if os.path.basename(path) != name:
@@ -141,11 +142,29 @@ def _own_unit(bus: _Bus) -> Unit | None:
     return bus.get_all(path, kind) if kind else None
 
 
-def _refuse_to_confine_less(unit: Unit) -> None:
-    lost = [name for name in _NOT_CARRIED if _confines(name, unit)]
+def _refuse_to_leave_unit() -> None:
+    """An ordinary user may be in a unit of the system's manager, while the scope is the user's own manager's.
+
+    Raises:
+        CgroupError: The unit confines what is in it.
+    """
+    try:
+        with _bus("find own unit", str(os.getpid()), _SYSTEM_BUS) as bus:
+            own = _own_unit(bus)
+            usual = bus.get_all(_MANAGER["object_path"], "Manager").get("DefaultTasksMax") if own else None
+    except CgroupError:  # nobody can be asked, so that nothing is known of it
+        return
+    if own is not None:
+        if own.get("TasksMax") == usual:
+            del own["TasksMax"]
+        _refuse_to_lose(own, (*_CARRIED, *_NOT_CARRIED), "a scope of the user's own manager")
+
+
+def _refuse_to_lose(unit: Unit, properties: Iterable[str], where: str) -> None:
+    lost = [name for name in properties if _confines(name, unit)]
     if lost:
         raise CgroupError(
-            f"start scope: {' and '.join(lost)} of the unit would not hold in a scope",
+            f"start scope: {' and '.join(lost)} of the unit would not hold in {where}",
             path=str(unit["ControlGroup"][1]),
             remedy="set Delegate=yes in the unit",
         )
@@ -157,18 +176,18 @@ def _confines(name: str, unit: Unit) -> bool:
 
 
 @contextlib.contextmanager
-def _bus(step: str, value: str) -> Iterator[_Bus]:
+def _bus(step: str, value: str, path: str = "") -> Iterator[_Bus]:
     """A connection to systemd's manager, with its failures as errors of ours."""
     try:
         # 35 ms, for who was not started with a delegated cgroup only.
         from jeepney.io.blocking import open_dbus_connection  # noqa: PLC0415
 
-        with open_dbus_connection(f"unix:path={bus_path()}") as connection:
+        with open_dbus_connection(f"unix:path={path or bus_path()}") as connection:
             yield _Bus(connection)
     except ImportError as error:
         raise CgroupError(f"{step}: jeepney is missing", value=value, remedy="pip install jeepney") from error
     except (OSError, TimeoutError) as error:
-        raise CgroupError(f"{step}: {error}", path=bus_path(), value=value, remedy=_REMEDY) from error
+        raise CgroupError(f"{step}: {error}", path=path or bus_path(), value=value, remedy=_REMEDY) from error
 
 
 class _Bus:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from gwsandbox.linux import procfs
 
 def look():
     path = "/sys/fs/cgroup" + procfs.own_cgroup()
-    while not path.endswith((".scope", ".service")):
+    while not path.endswith((".scope", ".service", "/cgroup")):
         path = os.path.dirname(path)
     found = {"path": path}
     for name in ("memory.max", "pids.max", "cpu.max", "cpuset.cpus.effective"):
@@ -68,19 +70,27 @@ print(json.dumps(said))
 """
 
 
-def unit(*properties: str, before: tuple[str, ...] = (), backend: str = "cgroup", paths: tuple[str, ...] = ()) -> Any:
-    """What a task in a transient service says."""
-    options = [f"--property={entry}" for entry in properties]
-    program = [*before, sys.executable, "-c", ASKS, SOURCES, backend, *paths]
-    done = subprocess.run(
-        ["systemd-run", "--pipe", "--wait", "--collect", "--quiet", *options, "--", *program],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANG_AFTER,
-    )
-    assert done.stdout, done
-    return json.loads(done.stdout)
+NAME = "gwsandboxtest-ask.service"
+
+
+def unit(*lines: str, before: tuple[str, ...] = (), backend: str = "cgroup", paths: tuple[str, ...] = ()) -> Any:
+    """What a task in a service with these ``lines`` says."""
+    with tempfile.TemporaryDirectory(dir="/var/lib", prefix="gwsandbox-test-") as folder:
+        os.chmod(folder, 0o755)
+        program, said = Path(folder, "program"), Path(folder, "said")
+        program.write_text(ASKS, encoding="utf-8")
+        command = shlex.join([*before, sys.executable, str(program), SOURCES, backend, *paths])
+        text = ["[Service]", "Type=oneshot", f"StandardOutput=file:{said}", *lines, f"ExecStart={command}", ""]
+        file = Path("/run/systemd/system", NAME)
+        file.write_text("\n".join(text), encoding="utf-8")
+        try:
+            subprocess.run(["systemctl", "daemon-reload"], check=True)
+            subprocess.run(["systemctl", "start", NAME], check=True, timeout=HANG_AFTER)
+            return json.loads(said.read_text(encoding="utf-8"))
+        finally:
+            file.unlink()
+            subprocess.run(["systemctl", "stop", NAME], check=False, capture_output=True)
+            subprocess.run(["systemctl", "daemon-reload"], check=True)
 
 
 def systemd() -> int:
@@ -131,22 +141,22 @@ def test_a_scope_has_what_limits_and_confines_the_unit() -> None:
         "AllowedCPUs=0",
         "IPAddressDeny=any",
         "DevicePolicy=closed",
-        paths=("/dev/null", "/dev/vda"),
+        paths=("/dev/null", "/dev/kmsg"),
     )
     assert said["outcome"] == "SUCCEEDED", said
     assert said["path"].endswith(".scope")
     assert (said["memory.max"], said["pids.max"], said["cpu.max"]) == (str(300 * MIB), "77", "60000")
     assert said["cpuset.cpus.effective"] == "0"
-    assert (said["/dev/null"], said["/dev/vda"], said["network"]) == (0, 1, 1)
+    assert (said["/dev/null"], said["/dev/kmsg"], said["network"]) == (0, 1, 1)
     (warning,) = said["warnings"]
     assert "limits memory.max and cpu.max, and tasks run in a scope beside it" in warning
     assert warning.endswith("to have one limit over both, set Delegate=yes in the unit")
 
 
 def test_a_scope_of_a_unit_without_limits() -> None:
-    said = unit(paths=("/dev/vda",))
+    said = unit(paths=("/dev/kmsg",))
     assert said["outcome"] == "SUCCEEDED", said
-    assert (said["memory.max"], said["/dev/vda"], said["network"], said["warnings"]) == ("max", 0, 0, [])
+    assert (said["memory.max"], said["/dev/kmsg"], said["network"], said["warnings"]) == ("max", 0, 0, [])
 
 
 def test_a_scope_is_below_the_slice_of_the_unit() -> None:
@@ -168,33 +178,51 @@ def test_what_a_scope_cannot_have_is_refused() -> None:
 # --- cgroups that are hidden or cannot be written --------------------------------------------------------
 
 
-def test_protected_control_groups() -> None:
-    said = unit("ProtectControlGroups=yes")
-    assert said["outcome"] == "CgroupError", said
-    assert said["detail"].endswith(
-        f"; set ProtectControlGroups=no and Delegate=yes in {said_unit(said)}: systemctl edit {said_unit(said)}"
-    )
+def test_a_unit_that_may_not_write_cgroups() -> None:
+    for more in ((), ("Delegate=yes",)):
+        said = unit("ProtectControlGroups=yes", *more)
+        assert said["outcome"] == "NotDelegated", said
+        assert said["detail"].endswith(
+            f"; set ProtectControlGroups=no and Delegate=yes in {NAME}: systemctl edit {NAME}"
+        )
     assert unit("ProtectControlGroups=no", "Delegate=yes")["outcome"] == "SUCCEEDED"
 
 
-def said_unit(said: Any) -> str:
-    return next(word.rstrip(":") for word in said["detail"].split() if word.endswith(".service:"))
+@pytest.mark.skipif("systemd() < 257", reason="ProtectControlGroups= takes yes and no only")
+def test_a_unit_with_cgroups_of_its_own() -> None:
+    assert unit("ProtectControlGroups=private", "Delegate=yes")["outcome"] == "SUCCEEDED"
+    for more in ((), ("Delegate=yes", "DelegateSubgroup=inner")):
+        said = unit("ProtectControlGroups=private", *more)
+        assert said["outcome"] == "NotDelegated", said
+        assert said["detail"].endswith("; set Delegate=yes, and no DelegateSubgroup=, in the unit")
+        said = unit("ProtectControlGroups=strict", *more)
+        assert said["outcome"] == "NotDelegated", said
+        assert said["detail"].endswith("; set ProtectControlGroups=no and Delegate=yes in the unit")
 
 
-@pytest.fixture(params=["private", "strict"])
-def protection(request: pytest.FixtureRequest) -> Iterator[str]:
-    if systemd() < 257:
-        pytest.skip("ProtectControlGroups= takes yes and no only before systemd 257")
-    return request.param
+def test_a_user_without_a_manager() -> None:
+    said = unit("DynamicUser=yes")
+    assert said["outcome"] == "NotDelegated", said
+    assert "there is no user manager to ask" in said["detail"]
+    assert said["detail"].endswith(f"; set Delegate=yes in {NAME}: systemctl edit {NAME}")
+    assert unit("DynamicUser=yes", "Delegate=yes")["outcome"] == "SUCCEEDED"
 
 
-@pytest.mark.parametrize("delegation", [(), ("Delegate=yes",), ("Delegate=yes", "DelegateSubgroup=inner")])
-def test_protected_control_groups_of_its_own(protection: str, delegation: tuple[str, ...]) -> None:
-    said = unit(f"ProtectControlGroups={protection}", *delegation)
-    if protection == "private" and delegation:
-        assert said["outcome"] == "SUCCEEDED", said
-    else:
-        assert said["outcome"] == "CgroupError", said
+@pytest.mark.parametrize("line", ["MemoryMax=200M", "TasksMax=50", "IPAddressDeny=any"])
+def test_a_user_does_not_leave_what_confines_the_unit(line: str) -> None:
+    said = unit("User=tester", line)
+    assert said["outcome"] == "CgroupError", said
+    name = line.partition("=")[0]
+    assert said["detail"].startswith(f"start scope: {name} of the unit would not hold in a scope of the user's own")
+    assert said["detail"].endswith("; set Delegate=yes in the unit")
+    assert said["warnings"] == []
+    assert unit("User=tester", line, "Delegate=yes")["outcome"] == "SUCCEEDED"
+
+
+def test_a_user_in_a_unit_that_confines_nothing() -> None:
+    said = unit("User=tester")
+    assert said["outcome"] == "SUCCEEDED", said
+    assert said["path"].endswith(".scope")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +246,7 @@ def test_file_systems_that_are_hidden(line: str, step: str) -> None:
     ("line", "words"),
     [
         ("TasksMax=2", "Resource temporarily unavailable [errno 11]"),
-        ("LimitNOFILE=12", "Too many open files"),
+        ("LimitNOFILE=14", "Too many open files"),
     ],
 )
 @pytest.mark.parametrize("delegation", ["Delegate=yes", "Delegate=no"])

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Self
 
-from gwsandbox.backends.cgroup import files, run_group, subtree
+from gwsandbox.backends.cgroup import files, remedies, run_group, subtree
 from gwsandbox.backends.cgroup.delegation import (
     MOUNT,
     DelegatedRoot,
@@ -68,7 +68,7 @@ class CgroupBackend:
         try:
             return cls(find_root())
         except NotDelegated as error:
-            if why := systemd_scope.why_none():
+            if why := "what it gives could not be written" if remedies.is_read_only() else systemd_scope.why_none():
                 error.step += f", and systemd gives no scope: {why}"
                 raise
             found = cls()
@@ -161,11 +161,9 @@ class CgroupBackend:
         Raises:
             CgroupError: Something of it cannot be killed or removed.
         """
-        path, folder = self._path, self._folder
-        self._path, self._folder = "", -1
-        try:
-            if path:
-                run_group.destroy(path)
-        finally:
-            if folder >= 0:
-                os.close(folder)
+        if self._path:
+            run_group.destroy(self._path)
+            self._path = ""
+        if self._folder >= 0:
+            folder, self._folder = self._folder, -1
+            os.close(folder)

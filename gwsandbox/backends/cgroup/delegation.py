@@ -137,11 +137,13 @@ def _systemd_runs() -> bool:
 
 
 def limits_of_own_unit() -> tuple[str, list[str]] | None:
-    """The unit that this process is in, and its files that limit what all of its processes use together.
+    """The unit of the manager that this user asks, and its files that limit what all of its processes use together.
 
     ``None`` where it has no such limits.
     """
     path = remedies.own_unit((MOUNT + (procfs.own_cgroup() or "")).rstrip("/"))
+    if os.geteuid() and "/user@" not in path:
+        return None
     found = [name for name in ("memory.max", "memory.high", "cpu.max") if path and _is_limited(f"{path}/{name}")]
     return (os.path.basename(path), found) if found else None
 

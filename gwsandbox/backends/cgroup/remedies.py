@@ -8,7 +8,7 @@ import pwd
 import shlex
 from collections.abc import Iterator
 
-from gwsandbox.linux import systemd_scope
+from gwsandbox.linux import procfs, systemd_scope
 
 MOUNT = "/sys/fs/cgroup"
 
@@ -69,6 +69,10 @@ def delegation(own: str) -> str:
     """How the process in the cgroup ``own`` gets one that is delegated, in one sentence."""
     if not os.path.isdir("/run/systemd/system"):
         return "gwsandbox doctor says what mends it"
+    if procfs.is_in_cgroup_namespace() and not is_container():  # ProtectControlGroups=private or strict hides its name
+        if is_read_only():
+            return "set ProtectControlGroups=no and Delegate=yes in the unit"
+        return "set Delegate=yes, and no DelegateSubgroup=, in the unit"
     if service := own_service(own):
         settings = "ProtectControlGroups=no and Delegate=yes" if is_read_only() else "Delegate=yes"
         user = " --user" if "/user@" in own else ""
