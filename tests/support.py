@@ -6,10 +6,12 @@ import contextlib
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -92,6 +94,18 @@ def run_all(backend: BackendName, tasks: list[Any], workers: int = 2, **options:
             manager.queue_task(task)
     assert len(manager.task_results) == len(tasks)
     return manager.task_results
+
+
+PROGRAM_BASE = 0x400000  # where ``write_program`` has a program loaded
+
+
+def write_program(path: Path, code: bytes, memory: int) -> None:
+    """A static program of x86_64 that is nothing but ``code``, and has ``memory`` bytes from ``PROGRAM_BASE`` on."""
+    head, entry = 64 + 56, PROGRAM_BASE + 64 + 56
+    elf = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 7, 0, PROGRAM_BASE, PROGRAM_BASE, head + len(code), memory, 4096)
+    path.write_bytes(elf + segment + code)
+    path.chmod(0o755)
 
 
 def sleep_for_ever() -> None:

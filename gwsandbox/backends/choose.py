@@ -34,11 +34,14 @@ def find_backend(name: str) -> tuple[Backend, CgroupError | None]:
     if name not in {"auto", "cgroup"}:
         raise ValueError(f"backend must be 'auto', 'cgroup' or 'rlimit', not {name!r}")
     try:
-        return CgroupBackend.find(), None
+        found = CgroupBackend.find()
     except CgroupError as error:
         if name == "cgroup":
             raise
         return RlimitBackend(), error
+    if found.remark:
+        warnings.warn(found.remark, DegradedWarning, stacklevel=4)
+    return found, None
 
 
 def rlimit_degrades(limits: Limits) -> dict[str, str]:
@@ -51,7 +54,7 @@ def warn_degraded(refused: CgroupError, *, stacklevel: int) -> None:
     """Warn that limits are held by the rlimit backend, as the other one is ``refused``."""
     warnings.warn(
         "no cgroup v2 here, so limits are held by rlimits and sampling: memory of a tree of processes can pass "
-        f"its limit for a moment, and cpus and pids are not held. {refused}",
+        f"its limit for a moment, and cpus are not held. {refused}",
         DegradedWarning,
         stacklevel=stacklevel + 1,
     )

@@ -19,12 +19,16 @@ from gwsandbox.linux import procfs, syscalls
 _RLIMIT_LOCKS = 10  # include/uapi/asm-generic/resource.h; without effect since Linux 2.4
 _FIRST = 2**62  # below RLIM_INFINITY, which is what nobody has marked
 _NONE = -1
+_CHUNK = 1 << 16
+_SHORT = 2048  # bytes: the kernel gives some 4096 at a time, so that what is shorter is all
 
 
 class Orphans:
     """The children of the supervisor that nobody else there waits for, by the attempt that they come from."""
 
     def __init__(self) -> None:
+        _, ceiling = resource.getrlimit(_RLIMIT_LOCKS)
+        self._first = _FIRST if ceiling == resource.RLIM_INFINITY else ceiling
         self._started = 0
         self._zygote = 0
         self._mains: set[int] = set()
@@ -56,15 +60,16 @@ class Orphans:
     def enrol(self, pid: int) -> int:
         """Mark a guest that waits for its time; its mark.
 
-        Raises:
-            OSError: The kernel refused.
+        Root without CAP_SYS_RESOURCE may not mark what has become another user. What such a guest leaves may only
+        die, as soon as it is seen.
         """
         self._mains.add(pid)
-        _, ceiling = resource.prlimit(pid, _RLIMIT_LOCKS)
-        first = _FIRST if ceiling == resource.RLIM_INFINITY else ceiling
-        mark = first - self._started % (first + 1)
         self._started += 1
-        resource.prlimit(pid, _RLIMIT_LOCKS, (mark, mark))
+        mark = self._first - self._started % (self._first + 1)
+        try:
+            resource.prlimit(pid, _RLIMIT_LOCKS, (mark, mark))
+        except PermissionError:
+            mark = -1 - self._started
         self._cpu[mark] = [0.0, 0.0]
         return mark
 
@@ -123,11 +128,11 @@ class Orphans:
     def _list(self) -> list[bytes]:
         if self._children < 0:  # not in a supervisor
             return []
-        chunks, position = [], 0
-        while chunk := os.pread(self._children, 65536, position):
-            chunks.append(chunk)
-            position += len(chunk)
-        return b"".join(chunks).split()
+        text = os.pread(self._children, _CHUNK, 0)
+        if len(text) > _SHORT:
+            while more := os.pread(self._children, _CHUNK, len(text)):
+                text += more
+        return text.split()
 
     def _mark(self, pid: int) -> int:
         if (mark := self._marks.get(pid)) is not None:

@@ -19,6 +19,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CHUNK = 1 << 15  # files of /proc come in pieces of a page or more: a short one is the last
 _TICKS = os.sysconf("SC_CLK_TCK")
 _FORK_NO_EXEC = 0x40  # PF_FORKNOEXEC, include/linux/sched.h
+_INITIAL_CGROUP_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
 _DELETED = " (deleted)"  # what the kernel adds to the path of a cgroup that was removed
 _ROUNDS = 50  # of looking for processes that were born while their tree was stopped
 
@@ -328,6 +329,14 @@ def cgroups(pid: int | str = "self") -> dict[str, str]:
         for name in controllers.split(","):
             found[name] = path.removesuffix(_DELETED)
     return found
+
+
+def is_in_cgroup_namespace() -> bool:
+    """Whether this process sees the cgroups from below the root of the host's hierarchy."""
+    try:
+        return os.stat("/proc/self/ns/cgroup").st_ino != _INITIAL_CGROUP_NAMESPACE
+    except OSError:
+        return False
 
 
 def own_cgroup(pid: int | str = "self") -> str | None:

@@ -178,7 +178,7 @@ class Supervisor:
             self._launcher.look(time.monotonic())
         self._launcher.close()
         # First all cgroups, then the end of the socket: who reads that finds nothing left.
-        self._backend.destroy()
+        self._reserve.use(self._backend.destroy)
         self._channel.close()
 
     def _seconds_to_wait(self) -> float | None:

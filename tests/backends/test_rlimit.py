@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import features
 import pytest
-from support import MIB, PACE, SLOW, BackendName, is_running, run_all, run_one, run_task, sleep_for_ever
+from support import MIB, PACE, SLOW, BackendName, is_running, run_all, run_one, run_task, sleep_for_ever, write_program
 
 from gwsandbox import Command, Limits, Outcome, Task, TaskResult
 from gwsandbox.backends import rlimit
@@ -470,6 +472,34 @@ def become_root() -> tuple[str, bool]:
 def test_no_program_of_an_ordinary_user_gains_privileges() -> None:
     result = run_one("rlimit", become_root)
     assert result.result == ("1", False), result
+
+
+SETRESUID_AND_PAUSE = (
+    b"\xb8\x75\x00\x00\x00\x31\xff\x31\xf6\x31\xd2\x0f\x05"  # setresuid(0, 0, 0)
+    b"\x85\xc0\x74\x0c\xbf\x09\x00\x00\x00\xb8\x3c\x00\x00\x00\x0f\x05"  # exit(9) where that failed
+    b"\xb8\x22\x00\x00\x00\x0f\x05\xeb\xf7"  # pause() for ever
+)
+RUNS_AS_NOBODY = """
+import os
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+from gwsandbox import Command, Hardening, Limits, run
+result = run(Command([{path!r}]), limits=Limits(wall_seconds={seconds}), backend="rlimit", hardening=Hardening.off())
+print(result.outcome.name, result.exit_code)
+"""
+
+
+@pytest.mark.vm
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its machine code is that of x86_64")
+def test_a_set_uid_program_does_not_outlive_its_deadline() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="gwsandbox-test-") as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "becomes-root")
+        write_program(path, SETRESUID_AND_PAUSE, 4096)
+        os.chmod(path, 0o4755)
+        said = program(RUNS_AS_NOBODY.format(path=str(path), seconds=2 * PACE))
+    assert said.split() in (["FAILED", "9"], ["TIMED_OUT", "-9"])
 
 
 def test_every_result_is_whole() -> None:

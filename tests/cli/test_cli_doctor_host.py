@@ -15,6 +15,7 @@ import pwd
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from support import MARK, Program
 
 from gwsandbox.backends.cgroup import run_group
 from gwsandbox.backends.cgroup.delegation import find_root
-from gwsandbox.cli.doctor.host import cgroup_version
+from gwsandbox.cli.doctor.host import cgroup_version, mount_options
 
 Said = tuple[int, dict[str, Any]]
 
@@ -200,13 +201,14 @@ def test_nothing_delegated_and_no_bus(tmp_path: Path) -> None:
     with unit(tmp_path, NO_BUS) as made:
         code, report = made.start()
         assert (code, report["status"]) == (1, "degraded")
-        assert "no cgroup from the process's own upwards is delegated; and no scope of systemd's can be had" in reason(
-            report
+        assert (
+            "no cgroup from the process's own upwards is delegated, and systemd gives no scope: there is no "
+            in reason(report)
         )
-        assert "there is no system bus, as /run/dbus/system_bus_socket does not exist: apt-get install dbus" in reason(
-            report
+        assert "there is no system bus to ask, as /run/dbus/system_bus_socket does not exist: " in reason(report)
+        assert reason(report).endswith(
+            "set Delegate=yes in gwsandboxtest-doctor.service: systemctl edit gwsandboxtest-doctor.service"
         )
-        assert "start it under: systemd-run --scope -p Delegate=yes -- COMMAND" in reason(report)
         assert report["host"]["delegated"].startswith("no: no cgroup from the process's own upwards is delegated")
         assert [entry["why"] for entry in report["advice"]] == [
             "give gwsandbox a cgroup of its own, for one command:",
@@ -295,12 +297,11 @@ def user() -> Iterator[User]:
 def test_no_user_manager(user: User) -> None:
     code, report = user.ask()
     assert (code, report["status"]) == (1, "degraded")
-    assert f"there is no user manager to ask, as {user.bus} does not exist: loginctl enable-linger USER" in reason(
-        report
-    )
+    assert f"there is no user manager to ask, as {user.bus} does not exist: /sys/fs/cgroup" in reason(report)
+    assert reason(report).endswith(f"; as root: loginctl enable-linger {user.name}")
     assert "it cannot be written (mounted read-only, or another user's)" in reason(report)
     assert report["advice"] == [
-        {"why": "start a user manager and its bus, as root:", "lines": [f"loginctl enable-linger {user.uid}"]}
+        {"why": "start a user manager and its bus, as root:", "lines": [f"loginctl enable-linger {user.name}"]}
     ]
     assert sh(lines(report)).returncode == 0
     wait_until(user.bus.exists)
@@ -444,13 +445,59 @@ def test_versions(mounts: str, version: str) -> None:
 @pytest.mark.cgroup2
 def test_read_only_cgroups() -> None:
     """As containers have them."""
-    code, report = in_mount_namespace("mount -o remount,bind,ro /sys/fs/cgroup")
+    code, report = in_mount_namespace(f"{HIDE_SYSTEMD}; mount -o remount,bind,ro /sys/fs/cgroup")
     assert code == 1
     assert report["host"]["delegated"] == "no: /sys/fs/cgroup is mounted read-only, as containers have it"
     assert "it cannot be written (mounted read-only, or another user's)" in reason(report)
     (advice,) = report["advice"]
     assert advice["why"] == "start the container with a writable cgroup namespace:"
     assert any("writable-cgroups=true" in line for line in advice["lines"])
+
+
+@pytest.mark.vm
+@pytest.mark.thorough
+@pytest.mark.cgroup2
+def test_cgroups_that_a_unit_has_read_only(tmp_path: Path) -> None:
+    with unit(tmp_path, "ProtectControlGroups=yes") as made:
+        code, report = made.start()
+        assert code == 1
+        assert report["host"]["delegated"].endswith(" is mounted read-only, as ProtectControlGroups= has it")
+        assert reason(report).endswith(
+            "set ProtectControlGroups=no and Delegate=yes in gwsandboxtest-doctor.service: "
+            "systemctl edit gwsandboxtest-doctor.service"
+        )
+        is_mended(made.after("systemctl daemon-reload", lines(report)))
+
+
+@pytest.mark.vm
+@pytest.mark.thorough
+@pytest.mark.cgroup2
+def test_a_unit_that_ends_with_a_task() -> None:
+    """systemd stops it at the first out-of-memory kill, so only its facts are asked for."""
+    script = (
+        "from gwsandbox.cli.doctor.host import inspect_host; import json; print(json.dumps(inspect_host(None).advice))"
+    )
+    for policy in ("stop", "continue"):
+        options = ["--pipe", "--wait", "--collect", "--quiet", "-p", "Delegate=yes", "-p", f"OOMPolicy={policy}"]
+        asked = shlex.join(["systemd-run", *options, "--", sys.executable, "-c", script])
+        done = sh(asked)
+        assert (json.loads(done.stdout) != []) == (policy == "stop"), done
+        assert ('"OOMPolicy=continue"' in done.stdout) == (policy == "stop")
+
+
+@pytest.mark.vm
+@pytest.mark.thorough
+@pytest.mark.cgroup2
+def test_a_mount_that_counts_each_group_for_itself() -> None:
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        before = ",".join(mount_options(file.read()))
+    assert sh(f"mount -o remount,{before},memory_localevents /sys/fs/cgroup").returncode == 0
+    try:
+        _, report = said(sh(f"exec {DOCTOR}"))
+    finally:
+        assert sh(f"mount -o remount,{before} /sys/fs/cgroup").returncode == 0
+    assert report["host"]["mount option"].startswith("memory_localevents: OOM kills in groups that a task makes itself")
+    assert "mount option" not in said(sh(f"exec {DOCTOR}"))[1]["host"]
 
 
 @pytest.mark.vm
@@ -498,7 +545,7 @@ def test_an_ordinary_user_in_a_container(tmp_path: Path) -> None:
         code, report = made.start()
         assert code == 1
         assert "gwsandbox doctor says what mends it" in reason(report)
-        assert "no scope of systemd's can be had: systemd does not run here" in reason(report)
+        assert "systemd gives no scope: systemd does not run here" in reason(report)
         (advice,) = report["advice"]
         assert advice["why"] == "give this user its cgroup, as root:"
     with unit(tmp_path, script=in_container(lines(report), nobody)) as made:

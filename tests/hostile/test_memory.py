@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import MIB, BackendName, run_all, run_one, run_open, run_task
+from support import MIB, PROGRAM_BASE, BackendName, run_all, run_one, run_open, run_task, write_program
 
 from gwsandbox import Command, Limits, Outcome, Task, TaskResult
 from gwsandbox.backends.cgroup.delegation import find_root
@@ -234,22 +234,17 @@ def test_page_cache_is_reclaimed_and_no_reason_to_be_killed(use: Callable[[Path]
     assert result.usage.oom_kills == 0
 
 
-def write_elf(path: Path, bss: int) -> None:
+def write_array(path: Path, bss: int) -> None:
     """A static x86_64 program that writes to each page of an array of ``bss`` bytes, and exits with 0."""
-    base, head, entry = 0x400000, 64 + 56, 0x400000 + 64 + 56
     code = (
-        b"\x48\xbf" + struct.pack("<Q", base + 0x10000)  # mov rdi, array
+        b"\x48\xbf" + struct.pack("<Q", PROGRAM_BASE + 0x10000)  # mov rdi, array
         + b"\x48\xb9" + struct.pack("<Q", bss // 4096 - 32)  # mov rcx, pages
         + b"\xc6\x07\x01"  # mov byte [rdi], 1
         + b"\x48\x81\xc7\x00\x10\x00\x00"  # add rdi, 4096
         + b"\x48\xff\xc9\x75\xf1"  # dec rcx; jnz to the mov
         + b"\xb8\x3c\x00\x00\x00\x31\xff\x0f\x05"  # exit(0)
     )  # fmt: skip
-    size = head + len(code)
-    elf = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 7, 0, base, base, size, bss, 4096)
-    path.write_bytes(elf + segment + code)
-    path.chmod(0o755)
+    write_program(path, code, bss)
 
 
 @pytest.mark.cgroup2
@@ -257,7 +252,7 @@ def write_elf(path: Path, bss: int) -> None:
 @pytest.mark.parametrize(("bss", "outcome"), [(MIB, Outcome.SUCCEEDED), (8 * LIMIT, Outcome.OUT_OF_MEMORY)])
 def test_a_static_array(bss: int, outcome: Outcome, tmp_path: Path) -> None:
     program = tmp_path / "static"
-    write_elf(program, bss)
+    write_array(program, bss)
     result = run_task("cgroup", Command([program], limits=Limits(memory=LIMIT)))
     assert result.outcome is outcome, result
 

@@ -7,8 +7,15 @@ import os
 from collections.abc import Callable
 from typing import Self
 
-from gwsandbox.backends.cgroup import files, run_group, subtree
-from gwsandbox.backends.cgroup.delegation import MOUNT, DelegatedRoot, NotDelegated, find_root, usable
+from gwsandbox.backends.cgroup import files, remedies, run_group, subtree
+from gwsandbox.backends.cgroup.delegation import (
+    MOUNT,
+    DelegatedRoot,
+    NotDelegated,
+    find_root,
+    limits_of_own_unit,
+    usable,
+)
 from gwsandbox.backends.cgroup.leaf import Leaf, Place
 from gwsandbox.backends.fork_memory import ForkMemory
 from gwsandbox.backends.orphans import Orphans
@@ -31,13 +38,17 @@ _HELD_BY = {
 
 
 class CgroupBackend:
-    """Limits held by cgroup v2, one leaf per attempt under ``root``."""
+    """Limits held by cgroup v2, one leaf per attempt under ``root``.
+
+    ``remark`` says what the user should know of where that is; "" where there is nothing to say.
+    """
 
     name = "cgroup"
     may_refuse = True
 
     def __init__(self, root: DelegatedRoot | None = None) -> None:
         """Leaves under ``root``; where it is ``None``, under a scope that ``prepare`` asks of systemd."""
+        self.remark = ""
         self._root = root
         self._path = ""
         self._folder = -1
@@ -57,10 +68,17 @@ class CgroupBackend:
         try:
             return cls(find_root())
         except NotDelegated as error:
-            if why := systemd_scope.why_none():
-                error.step += f"; and no scope of systemd's can be had: {why}"
+            if why := "what it gives could not be written" if remedies.is_read_only() else systemd_scope.why_none():
+                error.step += f", and systemd gives no scope: {why}"
                 raise
-            return cls()
+            found = cls()
+            if limits := limits_of_own_unit():
+                unit, names = limits
+                found.remark = (
+                    f"the unit {unit} limits {' and '.join(names)}, and tasks run in a scope beside it that has the "
+                    "same limits for itself: to have one limit over both, set Delegate=yes in the unit"
+                )
+            return found
 
     def prepare(self) -> str:
         """Open this run's group, in a scope of systemd's where nothing is delegated; sweep what dead owners left.
@@ -143,11 +161,9 @@ class CgroupBackend:
         Raises:
             CgroupError: Something of it cannot be killed or removed.
         """
-        path, folder = self._path, self._folder
-        self._path, self._folder = "", -1
-        try:
-            if path:
-                run_group.destroy(path)
-        finally:
-            if folder >= 0:
-                os.close(folder)
+        if self._path:
+            run_group.destroy(self._path)
+            self._path = ""
+        if self._folder >= 0:
+            folder, self._folder = self._folder, -1
+            os.close(folder)

@@ -13,14 +13,16 @@ Going up from the own cgroup, the first of these is it:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
+from gwsandbox.backends.cgroup import remedies
 from gwsandbox.linux import procfs, systemd_scope
 from gwsandbox.model.errors import CgroupError
 
-MOUNT = "/sys/fs/cgroup"
+MOUNT = remedies.MOUNT
 NEEDED = ("memory", "pids")
 WANTED = ("memory", "pids", "cpu", "io")
 
@@ -29,7 +31,6 @@ RUN_NAME = r"gwsandbox-(\d+)-(\d+)-\d+"
 _LEAF_PATH = r".*/gwsandbox-\d+-\d+-\d+/task-\d+"
 _USER_MANAGER = r"user@\d+\.service"
 _SYSTEMD_UNIT = r"\.(slice|service|scope)(/|$)"
-_REMEDY = "start it under: systemd-run{} --scope -p Delegate=yes -- COMMAND, or set Delegate=yes in its unit"
 
 
 class NotDelegated(CgroupError):
@@ -59,7 +60,7 @@ def find_root() -> DelegatedRoot:
         CgroupError: There is none; says why and what mends it.
     """
     own = _own_cgroup()
-    for path in _upward(own):
+    for path in remedies.upward(own):
         if path != own and re.fullmatch(_USER_MANAGER, os.path.basename(path)):
             unit = systemd_scope.delegated_unit()
             if unit is None:
@@ -70,24 +71,22 @@ def find_root() -> DelegatedRoot:
     if not _systemd_runs():
         return usable(_free_top(own))
     raise NotDelegated(
-        "find delegated root: no cgroup from the process's own upwards is delegated", path=own, remedy=_remedy()
+        "find delegated root: no cgroup from the process's own upwards is delegated",
+        path=own,
+        remedy=remedies.delegation(own),
     )
 
 
-def _remedy() -> str:
-    if not _systemd_runs():
-        return "gwsandbox doctor says what mends it"
-    return _REMEDY.format(" --user" if os.geteuid() else "")
-
-
 def _own_cgroup() -> str:
-    if not os.path.exists(f"{MOUNT}/cgroup.controllers"):
+    try:
+        groups = procfs.cgroups()
+    except FileNotFoundError as error:
         raise CgroupError(
-            "find delegated root: cgroup v2 is not mounted (this host has version 1, hybrid or none)",
-            path=MOUNT,
-            remedy="boot with systemd.unified_cgroup_hierarchy=1, or use backend='rlimit'",
-        )
-    entry = procfs.own_cgroup() or "/"
+            "find delegated root", path="/proc/self/cgroup", errno=errno.ENOENT, remedy="mount -t proc proc /proc"
+        ) from error
+    if not os.path.exists(f"{MOUNT}/cgroup.controllers"):
+        _refuse_mount(is_unified=groups.keys() == {""})
+    entry = groups.get("", "/")
     if entry.startswith("/.."):
         raise WrongNamespace(
             "find delegated root: the process is outside of its cgroup namespace",
@@ -103,19 +102,26 @@ def _own_cgroup() -> str:
     return (MOUNT + entry).rstrip("/")
 
 
+def _refuse_mount(*, is_unified: bool) -> NoReturn:
+    if is_unified:
+        raise CgroupError(
+            "find delegated root: cgroup v2 is not to be seen here",
+            path=MOUNT,
+            remedy=f"mount -t cgroup2 none {MOUNT}; in a unit see InaccessiblePaths=, TemporaryFileSystem= and "
+            "RootDirectory=",
+        )
+    raise CgroupError(
+        "find delegated root: cgroup v2 is not mounted (this host has version 1, hybrid or none)",
+        path=MOUNT,
+        remedy=remedies.unified(),
+    )
+
+
 def _is_mount_of_outer_namespace() -> bool:
     """After ``unshare --cgroup`` alone: paths start at the new namespace's root, the mount still at the old one's."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
         roots = [words[3] for words in map(str.split, file) if words[4] == MOUNT]
     return roots[-1:] != [] and roots[-1].startswith("/..")
-
-
-def _upward(path: str) -> list[str]:
-    found = [path]
-    while path != MOUNT:
-        path = os.path.dirname(path)
-        found.append(path)
-    return found
 
 
 def is_marked(path: str) -> bool:
@@ -128,6 +134,24 @@ def is_marked(path: str) -> bool:
 
 def _systemd_runs() -> bool:
     return os.path.isdir("/run/systemd/system")
+
+
+def limits_of_own_unit() -> tuple[str, list[str]] | None:
+    """The unit of the manager that this user asks, and its files that limit what all of its processes use together.
+
+    ``None`` where it has no such limits.
+    """
+    path = remedies.own_unit((MOUNT + (procfs.own_cgroup() or "")).rstrip("/"))
+    if os.geteuid() and "/user@" not in path:
+        return None
+    found = [name for name in ("memory.max", "memory.high", "cpu.max") if path and _is_limited(f"{path}/{name}")]
+    return (os.path.basename(path), found) if found else None
+
+
+def _is_limited(path: str) -> bool:
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        return not file.read().startswith("max")
+    return False
 
 
 def _free_top(own: str) -> str:
@@ -151,8 +175,13 @@ def usable(path: str) -> DelegatedRoot:
     Raises:
         CgroupError: It lacks a controller that is needed. NotDelegated: It cannot be written.
     """
-    with open(f"{path}/cgroup.controllers", encoding="utf-8") as file:
-        controllers = frozenset(file.read().split()) & set(WANTED)
+    try:
+        with open(f"{path}/cgroup.controllers", encoding="utf-8") as file:
+            controllers = frozenset(file.read().split()) & set(WANTED)
+    except OSError as error:
+        raise CgroupError(
+            "find delegated root: it is not to be seen here", path=path, errno=error.errno or 0
+        ) from error
     missing = [name for name in NEEDED if name not in controllers]
     if missing:
         raise CgroupError(
@@ -165,6 +194,6 @@ def usable(path: str) -> DelegatedRoot:
         raise NotDelegated(
             "find delegated root: it cannot be written (mounted read-only, or another user's)",
             path=path,
-            remedy=_remedy(),
+            remedy=remedies.delegation(path),
         )
     return DelegatedRoot(path, controllers)

@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gwsandbox.backends.cgroup import remedies
 from gwsandbox.backends.cgroup.delegation import MOUNT, WANTED, NotDelegated, WrongNamespace, find_root, is_marked
 from gwsandbox.linux import procfs, systemd_scope
 from gwsandbox.model.errors import CgroupError
@@ -47,8 +48,11 @@ def inspect_host(refused: CgroupError | None) -> Host:
         refused: Why the cgroup backend is not available; ``None`` where it is.
     """
     host = Host()
-    version = cgroup_version(_read("/proc/self/mounts"))
+    mounts = _read("/proc/self/mounts")
+    version = cgroup_version(mounts)
     host.facts["cgroup"] = _version_text(version)
+    if "memory_localevents" in mount_options(mounts):
+        host.facts["mount option"] = "memory_localevents: OOM kills in groups that a task makes itself are not counted"
     if version == "unified":
         _inspect_delegation(host, refused)
     else:
@@ -70,6 +74,13 @@ def cgroup_version(mounts: str) -> CgroupVersion:
     return "legacy" if v1 else "none"
 
 
+def mount_options(mounts: str) -> list[str]:
+    """The options with which a table of mounts (proc(5)) has version 2 at its place; empty where it has it not."""
+    lines = [line.split() for line in mounts.splitlines()]
+    found = [words[3].split(",") for words in lines if len(words) > 3 and words[1:3] == [MOUNT, "cgroup2"]]
+    return found[-1] if found else []
+
+
 def _version_text(version: CgroupVersion) -> str:
     return {
         "unified": "version 2 (unified)",
@@ -83,8 +94,9 @@ def _add_unified_advice(host: Host, version: CgroupVersion) -> None:
     if version == "none":
         host.add_advice("mount cgroup version 2, as root:", f"mount -t cgroup2 none {MOUNT}")
         return
+    where = ", on the host of this container" if remedies.is_container() else ""
     host.add_advice(
-        "boot the host with cgroup version 2; with GRUB, as root:",
+        f"boot the host with cgroup version 2; with GRUB, as root{where}:",
         # At the end of the line: the last setting counts, and the line may hold the opposite.
         r"""sed -i 's/^\(GRUB_CMDLINE_LINUX=".*\)"/\1 systemd.unified_cgroup_hierarchy=1"/' /etc/default/grub""",
         "update-grub && reboot",
@@ -96,13 +108,17 @@ def _add_unified_advice(host: Host, version: CgroupVersion) -> None:
 
 def _inspect_delegation(host: Host, refused: CgroupError | None) -> None:
     host.facts["own group"] = _shown(_own_group())
-    if os.statvfs(MOUNT).f_flag & os.ST_RDONLY:
-        host.facts["delegated"] = f"no: {MOUNT} is mounted read-only, as containers have it"
-        _add_container_advice(host)
+    if remedies.is_read_only():
+        _inspect_read_only(host)
         return
     try:
         top = find_root().path
         host.facts["delegated"] = _shown(top)
+        if systemd_scope.ends_with_a_task():
+            host.add_advice(
+                "keep the unit running when a task of it is killed at its memory limit, in the unit:",
+                "OOMPolicy=continue",
+            )
     except WrongNamespace as error:
         host.facts["delegated"] = _no(error)
         _add_namespace_advice(host, error)
@@ -119,6 +135,16 @@ def _inspect_delegation(host: Host, refused: CgroupError | None) -> None:
     _inspect_files(host, top)
     if refused and not host.advice:
         _add_delegation_advice(host)
+
+
+def _inspect_read_only(host: Host) -> None:
+    unit = remedies.own_unit(_own_group())
+    if os.path.isdir("/run/systemd/system") and remedies.own_service(unit) and not remedies.is_container():
+        host.facts["delegated"] = f"no: {MOUNT} is mounted read-only, as ProtectControlGroups= has it"
+        _add_unit_advice(host, "make it writable, and delegate a cgroup,", unit, "ProtectControlGroups=no")
+    else:
+        host.facts["delegated"] = f"no: {MOUNT} is mounted read-only, as containers have it"
+        _add_container_advice(host)
 
 
 def _no(error: CgroupError) -> str:
@@ -216,13 +242,16 @@ def _add_delegation_advice(host: Host) -> None:
         files = "cgroup.procs cgroup.subtree_control cgroup.threads"
         host.add_advice("give this user its cgroup, as root:", f"cd {_own_group()} && chown {uid} . {files}")
         return
-    if uid and not os.path.exists(systemd_scope.bus_path()):
-        host.add_advice("start a user manager and its bus, as root:", f"loginctl enable-linger {uid}")
-        return
-    _add_scope_advice(host)
-    unit = next(reversed(_units(_own_group())), "")
-    if unit.endswith(".service") and not is_marked(unit):
-        _add_unit_advice(host, "or for good", unit)
+    unit = remedies.own_unit(_own_group())
+    can_delegate = remedies.own_service(unit) and not is_marked(unit)
+    if not uid or os.path.exists(systemd_scope.bus_path()):  # root needs no bus: systemd-run has a socket of its own
+        host.add_advice("give gwsandbox a cgroup of its own, for one command:", remedies.scope())
+        if can_delegate:
+            _add_unit_advice(host, "or for good", unit)
+    elif can_delegate:  # it may be the user of this unit only, and never log in
+        _add_unit_advice(host, "delegate a cgroup to the service", unit)
+    else:
+        host.add_advice("start a user manager and its bus, as root:", remedies.manager())
 
 
 def _add_controllers_advice(host: Host, top: str, ends: dict[str, str]) -> None:
@@ -233,7 +262,7 @@ def _add_controllers_advice(host: Host, top: str, ends: dict[str, str]) -> None:
     if unit.endswith(".service"):
         _add_unit_advice(host, f"pass on the {names} controller", unit)
     elif unit:
-        _add_scope_advice(host)
+        host.add_advice("give gwsandbox a cgroup of its own, for one command:", remedies.scope())
     else:
         host.add_advice(
             f"give the container the {names} controller, in the unit that runs it on its host:",
@@ -251,26 +280,18 @@ def _units(path: str) -> list[str]:
     return found[::-1]
 
 
-def _add_scope_advice(host: Host) -> None:
-    # Under su, sudo and cron the environment lacks the address of the user's bus, which systemd-run needs.
-    runtime = os.path.dirname(systemd_scope.bus_path())
-    user = f"XDG_RUNTIME_DIR={runtime} systemd-run --user" if os.geteuid() else "systemd-run"
-    host.add_advice(
-        "give gwsandbox a cgroup of its own, for one command:", f"{user} --scope -p Delegate=yes -- COMMAND"
-    )
-
-
-def _add_unit_advice(host: Host, why: str, unit: str) -> None:
-    """Delegate to the unit whose cgroup is ``unit``."""
+def _add_unit_advice(host: Host, why: str, unit: str, *more: str) -> None:
+    """Delegate to the unit whose cgroup is ``unit``, with ``more`` lines in its section."""
     name = shlex.quote(os.path.basename(unit))
     if "/user@" in os.path.dirname(unit):
         who, systemctl, folder = "in your unit", "systemctl --user", f"~/.config/systemd/user/{name}.d"
     else:
         who, systemctl, folder = "in the unit, as root", "systemctl", f"/etc/systemd/system/{name}.d"
+    lines = "".join(f"{line}\\n" for line in ("[Service]", f"Delegate={' '.join(WANTED)}", *more))
     host.add_advice(
         f"{why}, {who}:",
         f"mkdir -p {folder}",
-        f"printf '[Service]\\nDelegate={' '.join(WANTED)}\\n' >{folder}/delegate.conf",
+        f"printf '{lines}' >{folder}/delegate.conf",
         f"{systemctl} daemon-reload && {systemctl} restart {name}",
     )
 
