@@ -8,29 +8,25 @@ next one. ``close`` can be called in every state, and again where it was interru
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import errno
-import functools
 import gc
 import os
-import select
 import signal
-import socket
-import sys
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import chain, starmap
+from itertools import starmap
 from typing import Any
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.client import clean_interpreter
 from gwsandbox.client.log import log_result
-from gwsandbox.client.loggers import fork_beside_loggers, other_threads
+from gwsandbox.client.loggers import other_threads
+from gwsandbox.client.processes import Processes
 from gwsandbox.client.results import make_result
+from gwsandbox.client.uninterrupted import close_all, store
 from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
@@ -41,7 +37,7 @@ from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
-from gwsandbox.supervisor.bootstrap import PRELOAD_REMEDY, Inheritance, run_reaper
+from gwsandbox.supervisor.bootstrap import PRELOAD_REMEDY
 
 _ORDERS_TOGETHER = 256  # in one packet; each is some 100 bytes without its work
 _WORK_TOGETHER = 1 << 15  # bytes
@@ -51,18 +47,6 @@ _SIGNALS = signal.valid_signals()
 
 # What recvmsg(2) gives. A None in the list of ancillary data stands for a descriptor of it that is closed.
 _RawPacket = tuple[bytes, list[Any], int, Any]
-
-
-# Those of this process; a fork of it for one of them closes what belongs to any.
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _store(place: deque[Any], function: Callable[..., Any], *args: Any) -> None:
-    """``place.append(function(*args))``, with no bytecode between the call and the append.
-
-    ``function`` must be one of C, or Ctrl-C may come inside of it.
-    """
-    place.extend(starmap(function, (args,)))
 
 
 class Session:
@@ -99,20 +83,14 @@ class Session:
         self._orders: deque[tuple[Order, bytes | None]] = deque()
         self._next_order = 1
         self.last_number = 0
-        self._ends: deque[_socket.socket] = deque()
-        self._reapers: deque[int] = deque()
-        self._pidfds: deque[int] = deque()  # of the reaper, then of the supervisor
-        self._memfds: deque[int] = deque()  # on their way to the supervisor
-        self._epoll: select.epoll | None = None
+        self._processes = Processes(backend, self._options)
         self._packets: deque[_RawPacket] = deque()
         self._made: TaskResult | None = None
         self._patience, self._send_patience = Patience(), Patience()
         self._failure: SandboxError | None = None
         self._group: str | None = None
         self._held: Mapping[str, str] | None = None
-        self._reaper_status: int | None = None
         self.started = self.lost = self.cancelled = False
-        _sessions.add(self)
 
     # --- starting -----------------------------------------------------------------------------------
 
@@ -122,58 +100,13 @@ class Session:
         Raises:
             SandboxError: It cannot be started. CgroupError: The backend cannot be got ready.
         """
-        try:
-            with _standard_descriptors_open():
-                pairs = starmap(_socket.socketpair, ((socket.AF_UNIX, socket.SOCK_SEQPACKET),))
-                self._ends.extend(chain.from_iterable(pairs))
-                if self._options.start_method == "fork":
-                    self._fork()
-                else:
-                    self._spawn()
-            self._watch_peers()
-        except OSError as error:
-            remedy = "see ulimit -u (processes) and ulimit -n (descriptors)"
-            raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
+        self._processes.start(self._inherited_tasks)
         if self._options.start_method != "fork":
             with contextlib.suppress(BrokenPipeError):  # it is dead already, which is said below or by the first task
                 self._send(clean_interpreter.preparation(self._options, self._backend))
         if self._options.preload or self._backend.may_refuse or self._options.hardening.require:
             self._await_start()
         self.started = True
-
-    def _watch_peers(self) -> None:
-        """Be ready to hear of the supervisor, and of the death of its reaper; does no harm if it is done again."""
-        self._ends[1].close()
-        if not self._pidfds:
-            _store(self._pidfds, os.pidfd_open, self._reapers[0])
-        if self._epoll is None:
-            self._epoll = unpatched.module("select").epoll()
-        for watched in (self._ends[0], self._pidfds[0]):
-            with contextlib.suppress(FileExistsError):
-                self._epoll.register(watched, select.EPOLLIN)
-
-    def _fork(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):
-                stream.flush()  # or every guest would write again what is buffered here
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        try:
-            # Blocked until the child has seen to itself: a Ctrl-C that arrives in it belongs to the caller.
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            fork_beside_loggers(functools.partial(_store, self._reapers, unpatched.module("os").fork))
-            if self._reapers[0] == 0:
-                callers = functools.partial(_descriptors, self._options.caller)
-                run_reaper(self._ends[1], Inheritance(self._backend, self._options, self._inherited_tasks, callers))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    def _spawn(self) -> None:
-        """Start a clean interpreter. Not by ``subprocess``, which may be interrupted when it knows the pid alone."""
-        end = self._ends[1].fileno()
-        arguments = clean_interpreter.arguments(end)
-        keep_end = [(os.POSIX_SPAWN_DUP2, end, end)]
-        spawn = functools.partial(unpatched.module("os").posix_spawn, file_actions=keep_end, setsigmask=())
-        _store(self._reapers, spawn, sys.executable, arguments, os.environ)
 
     def _await_start(self) -> None:
         """Wait until the backend is ready and modules are preloaded: here a mistake is said once, not by each task."""
@@ -248,7 +181,7 @@ class Session:
         """Send a signal to the guests that run: see ``ipc.channel.Signal``."""
         self.flush()
         with contextlib.suppress(BrokenPipeError):  # the next look for results finds it lost
-            self._send(channel.pack(Signal(number), self._memfds))
+            self._send(channel.pack(Signal(number), self._processes.memfds))
 
     def _next_packet(self) -> list[Order]:
         """The orders at the head of those that wait, as many as go into one packet."""
@@ -264,12 +197,12 @@ class Session:
         return together
 
     def _send_orders(self, orders: list[Order]) -> None:
-        large = self._orders[0][1]
+        large, memfds = self._orders[0][1], self._processes.memfds
         try:
-            descriptor = None if large is None else call.store(large, "gwsandbox-task", self._memfds)
-            self._send(channel.pack(orders, self._memfds, descriptor))
+            descriptor = None if large is None else call.store(large, "gwsandbox-task", memfds)
+            self._send(channel.pack(orders, memfds, descriptor))
         finally:
-            _close_all(self._memfds)
+            close_all(memfds)
 
     def _send(self, packet: Packet) -> None:
         """Send a packet, waiting as long as the supervisor lives and takes nothing.
@@ -277,24 +210,17 @@ class Session:
         Raises:
             BrokenPipeError: It is gone. OSError: The kernel refuses the packet.
         """
-        while (sent := channel.send(self._ends[0], packet)) is not Sent.DONE:
+        while (sent := self._processes.send(packet)) is not Sent.DONE:
             if sent is Sent.LATER:
                 self._send_patience.bear(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
                 time.sleep(_LATER_SECONDS)
                 self._receive(0)
             else:
-                self._await_room()
+                self._processes.await_room()  # or for that which makes room
+                self._receive(0)
             if self.lost:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self._send_patience.renew()
-
-    def _await_room(self) -> None:
-        """Wait until the socket can be written, or there is something to receive: it may be that which makes room."""
-        poll = unpatched.module("select").poll()
-        poll.register(self._ends[0], select.POLLOUT)
-        poll.register(self.fileno(), select.POLLIN)
-        poll.poll()
-        self._receive(0)
 
     def _fail(self, order: int, report: Report) -> None:
         """A task that comes to nothing here, as if the supervisor had said so."""
@@ -316,8 +242,8 @@ class Session:
 
     def fileno(self) -> int:
         """The descriptor that can be read when ``results_now`` would give something, or would find the session lost."""
-        assert self._epoll is not None
-        return self._epoll.fileno()
+        assert self._processes.epoll is not None
+        return self._processes.epoll.fileno()
 
     def results_now(self) -> list[TaskResult]:
         """What has come; does not wait. May be empty."""
@@ -332,20 +258,22 @@ class Session:
         if self._packets:  # of an interrupted call, or of tasks that came to nothing here
             self._settle()
             return
-        if self.lost or self._epoll is None:
+        epoll = self._processes.epoll
+        if self.lost or epoll is None:
             self._report_lost()
             return
-        unpatched.wait_beside_greenlets(self._epoll.fileno(), seconds)
-        ready = {fd for fd, _ in self._epoll.poll(seconds)}
-        if self._ends[0].fileno() in ready:
+        unpatched.wait_beside_greenlets(epoll.fileno(), seconds)
+        ready = {fd for fd, _ in epoll.poll(seconds)}
+        if self._processes.socket.fileno() in ready:
             self._take_packet()
-        elif ready:  # only once nothing is left to be read
-            self._note_deaths(ready)
+        elif ready and self._processes.is_supervisor_dead(ready):
+            self._packets.append((b"", [], 0, None))
         self._settle()
 
     def _take_packet(self) -> None:
         try:
-            _store(self._packets, self._ends[0].recvmsg, channel.PACKET, channel.ANCILLARY, channel.RECEIVE_FLAGS)
+            receive = self._processes.socket.recvmsg
+            store(self._packets, receive, channel.PACKET, channel.ANCILLARY, channel.RECEIVE_FLAGS)
             self._patience.renew()
         except (BlockingIOError, ConnectionResetError):
             return  # reset is said once, where orders were left unread: what was sent before that is still to come
@@ -362,19 +290,6 @@ class Session:
             self._packets.append((b"", [], 0, None))
         else:
             time.sleep(_LATER_SECONDS)
-
-    def _note_deaths(self, ready: set[int]) -> None:
-        """The reaper or the supervisor is dead.
-
-        While the supervisor lives the run goes on without a reaper, whose duty ``close`` has then.
-        """
-        if self._pidfds[0] not in ready or len(self._pidfds) == 1:
-            self._packets.append((b"", [], 0, None))
-            return
-        assert self._epoll is not None
-        with contextlib.suppress(FileNotFoundError, FileExistsError):  # an interrupted call has done so
-            self._epoll.register(self._pidfds[1], select.EPOLLIN)
-            self._epoll.unregister(self._pidfds[0])
 
     def _settle(self) -> None:
         """Turn packets into results. Each packet stays in its place until all is done that it asks for."""
@@ -401,8 +316,8 @@ class Session:
         """What concerns the run as a whole."""
         message, pidfd = received
         if isinstance(message, Started):
-            if pidfd is not None and pidfd != LOST and pidfd not in self._pidfds:
-                self._pidfds.append(pidfd)
+            if pidfd is not None and pidfd != LOST:
+                self._processes.adopt_supervisor(pidfd)
             self._backend.adopt_group(message.group)
             self._group = message.group
         elif isinstance(message, Confined):
@@ -441,34 +356,26 @@ class Session:
         """End everything that runs and all that waits; every task still gets its result."""
         self.cancelled = True
         self._orders.clear()
-        self._end_orders()
-
-    def _end_orders(self) -> None:
-        """Say that nothing more will be sent: the supervisor ends what runs, and itself."""
-        if self._ends:
-            with contextlib.suppress(OSError):  # it is gone already, or the link is closed
-                self._ends[0].shutdown(socket.SHUT_WR)
+        self._processes.send_no_more()
 
     def kill(self) -> None:
         """Kill a supervisor that does not answer; every unfinished task gets the result that it is lost."""
-        for pidfd in reversed(self._pidfds):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self._processes.kill()
 
     def close(self) -> None:
         """Cancel what is unfinished, and come back when no process or cgroup of the run is left."""
         self.cancelled = True
-        self._end_orders()
-        if self._reapers and self._reaper_status is None and not self.lost:
+        self._processes.send_no_more()
+        if self._processes.has_reaper and not self.lost:
             with contextlib.suppress(OSError):  # no descriptor is left, or the reaper is: then it is waited for alone
-                self._watch_peers()
+                self._processes.watch()
                 self._await_end()
-        if self._reapers and self._reaper_status is None:
-            self._end_reaper()
-        if self._reaper_status != 0:
+        if self._processes.has_reaper:
+            self._processes.end_reaper()
+        if self._processes.reaper_status != 0:
             self._backend.destroy()  # what a reaper that was killed could not do
         self._report_lost()
-        self._release()
+        self._processes.release()
 
     def _await_end(self) -> None:
         deadline = time.monotonic() + _CLOSE_SECONDS
@@ -477,53 +384,6 @@ class Session:
             if time.monotonic() >= deadline and not self.lost:
                 self.kill()
                 deadline += _CLOSE_SECONDS
-
-    def _end_reaper(self) -> None:
-        """Wait until the reaper is dead. It has cleared up by then, or is killed and that is left to us."""
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            os.kill(self._reapers[0], signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
-            if self._pidfds:
-                poll = unpatched.module("select").poll()
-                poll.register(self._pidfds[0], select.POLLIN)
-                if not poll.poll(_CLOSE_SECONDS * 1000):
-                    os.kill(self._reapers[0], signal.SIGKILL)
-        self._reap()
-
-    def _reap(self) -> None:
-        statuses: deque[tuple[int, int]] = deque()
-        with contextlib.suppress(ChildProcessError):  # the caller's own code may have reaped it
-            _store(statuses, unpatched.module("os").waitpid, self._reapers[0], 0)
-        self._reaper_status = statuses[0][1] if statuses else -1
-
-    def _release(self) -> None:
-        """Close what is open, each once."""
-        _sessions.discard(self)
-        _close_all(self._memfds)
-        for end in self._ends:
-            end.close()
-        if self._epoll is not None:
-            self._epoll.close()
-        _close_all(self._pidfds)
-
-
-def _descriptors(caller: int) -> set[int]:
-    """What belongs to the sessions of a process, those of its other threads too, and must end with it.
-
-    A fork of it knows them as well, but there the numbers may have come to mean something else.
-    """
-    found: set[int] = set()
-    for session in [session for session in _sessions if session._options.caller == caller]:
-        found.update(end.fileno() for end in session._ends)
-        found.update((*session._pidfds, *session._memfds))
-        if session._epoll is not None and not session._epoll.closed:
-            found.add(session._epoll.fileno())
-    return found
-
-
-def _close_all(descriptors: deque[int]) -> None:
-    """Close each, and none twice: it leaves its place and is closed in one call of C."""
-    while descriptors:
-        deque(map(os.close, starmap(descriptors.popleft, ((),))), maxlen=0)
 
 
 def _not_sent(number: int, error: BaseException) -> Report:
@@ -539,17 +399,3 @@ def _not_sent(number: int, error: BaseException) -> Report:
 def _lost_report(number: int) -> Report:
     error = SandboxError("receive result", errno=errno.EMFILE, remedy="raise ulimit -n")
     return Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)
-
-
-@contextlib.contextmanager
-def _standard_descriptors_open() -> Iterator[None]:
-    """Let 0, 1 and 2 be open for a while: where the caller has closed them, ours would be taken for them."""
-    plugs: deque[int] = deque()
-    try:
-        while not plugs or plugs[-1] <= 2:
-            _store(plugs, os.open, os.devnull, os.O_RDWR)
-            os.set_inheritable(plugs[-1], plugs[-1] <= 2)
-        deque(map(os.close, starmap(plugs.pop, ((),))), maxlen=0)
-        yield
-    finally:
-        _close_all(plugs)

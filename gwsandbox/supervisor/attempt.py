@@ -171,11 +171,7 @@ def report(
     That is its result descriptor, or one with what a program wrote, which is the caller's to close.
     """
     unfinished = record.read_unfinished(attempt.result) if exit_code < 0 else ""
-    delivery, payload_bytes, is_whole = record.inspect(attempt.result)
-    if delivery is Delivery.STEP_FAILED and attempt.has_begun():
-        delivery, payload_bytes, is_whole = Delivery.NOTHING, b"", True  # no step of ours, but the task, wrote that
-    if delivery is Delivery.NO_ROOM and not attempt.room_is_limited:
-        delivery, payload_bytes, is_whole = Delivery.NOTHING, b"", True  # likewise: there was room
+    delivery, payload, stored, large = _delivered(attempt)
     evidence = Evidence(
         exit_code=exit_code,
         delivery=delivery,
@@ -193,28 +189,29 @@ def report(
         killer=counters.killer,
     )
     outcome = judge(evidence)
-    payload: bytes | tuple[bytes, bytes] = payload_bytes
-    stored, large = (0, 0), None if is_whole else attempt.result
-    if attempt.is_command and delivery is Delivery.NOTHING:
-        payload = b"", b""
-        if attempt.outputs:
-            (stored_out, out), (stored_err, err) = [pipe.kept() for pipe in attempt.outputs]
-            stored, payload = (stored_out, stored_err), (out, err)
-            large = attempt.outputs[0].store.take()
-    made = Report(
-        attempt.order.number,
-        outcome,
-        explain(evidence, outcome, attempt.requested),
-        delivery,
-        exit_code,
-        attempt.start_time,
-        end_time,
-        usage,
-        attempt.sandbox.enforcement,
-        payload,
-        stored,
-    )
+    detail, held = explain(evidence, outcome, attempt.requested), attempt.sandbox.enforcement
+    times = attempt.start_time, end_time
+    made = Report(attempt.order.number, outcome, detail, delivery, exit_code, *times, usage, held, payload, stored)
     return made, large
+
+
+# What a guest has delivered, its bytes, how many bytes of each stream are stored, and the descriptor of what is large.
+_Delivered = tuple[Delivery, bytes | tuple[bytes, bytes], tuple[int, int], int | None]
+
+
+def _delivered(attempt: Attempt) -> _Delivered:
+    """What is to be passed on of what the guest has written."""
+    delivery, payload, is_whole = record.inspect(attempt.result)
+    forged = delivery is Delivery.STEP_FAILED and attempt.has_begun()  # no step of ours, but the task, wrote that
+    if forged or (delivery is Delivery.NO_ROOM and not attempt.room_is_limited):  # there was room
+        delivery, payload, is_whole = Delivery.NOTHING, b"", True
+    large = None if is_whole else attempt.result
+    if not attempt.is_command or delivery is not Delivery.NOTHING:
+        return delivery, payload, (0, 0), large
+    if not attempt.outputs:
+        return delivery, (b"", b""), (0, 0), large
+    (stored_out, out), (stored_err, err) = [pipe.kept() for pipe in attempt.outputs]
+    return delivery, (out, err), (stored_out, stored_err), attempt.outputs[0].store.take()
 
 
 _REMEDIES = {

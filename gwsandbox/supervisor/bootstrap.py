@@ -97,6 +97,8 @@ def _say(end: _socket.socket, message: Message) -> None:
 def _supervise(end: _socket.socket, backend: Backend, options: RunOptions, tasks: Mapping[int, Task | Command]) -> None:
     channel = Channel(end)
     try:
+        if not options.pass_through:
+            _read_nothing()
         Supervisor(channel, backend, options, tasks).run()
     except Exception as error:
         traceback.print_exc()
@@ -105,6 +107,15 @@ def _supervise(end: _socket.socket, backend: Backend, options: RunOptions, tasks
         while channel.flush() is Sent.LATER:
             pass
         raise
+
+
+def _read_nothing() -> None:
+    """Let stdin be /dev/null, here and so in every guest."""
+    fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(fd, 0)
+    os.close(fd)
+    # The caller's own object may hold bytes that it has read ahead.
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
 
 
 def serve(number: int) -> NoReturn:

@@ -10,7 +10,7 @@ Five kinds of processes take part::
        └──fork── reaper ──┘                guest, guest, …   (one per task, each in a sandbox of its own)
 
 * The **caller** may have threads, hold gigabytes, block for minutes or be killed, so it supervises nothing. It
-  sends ``Order`` s, as many as there are slots and a few to come, and receives ``Report`` s.
+  sends ``Order`` s, as many as there are slots and a few to come, and receives ``Report`` s (``caller_link.py``).
 * The **reaper** (``reaper.py``) only waits for the supervisor: it continues it if a guest has stopped it, and
   clears up if it was killed.
 * The **supervisor** is single-threaded and has one epoll loop. It waits for the sockets, the guests' pidfds,
@@ -52,26 +52,25 @@ raise the zygote's OOM score                     nothing; it is optional
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import resource
 import select
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
-from gwsandbox.ipc.channel import LOST, Channel, Confined, Ended, Order, Report, Sent, Signal
-from gwsandbox.linux.errnos import Patience, is_not_now
+from gwsandbox.ipc.channel import LOST, Channel, Confined, Ended, Order
+from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
 from gwsandbox.model.options import RunOptions
-from gwsandbox.model.result import Outcome, Usage
+from gwsandbox.model.result import Usage
 from gwsandbox.model.task import Command, Task
 from gwsandbox.model.verdict import Reason
-from gwsandbox.supervisor.attempt import Attempt, Steps, failure, report
+from gwsandbox.supervisor.attempt import Attempt, Steps, report
+from gwsandbox.supervisor.caller_link import CallerLink
 from gwsandbox.supervisor.event_loop import EventLoop
 from gwsandbox.supervisor.guest_signals import GuestSignals
 from gwsandbox.supervisor.launcher import Launcher
@@ -79,19 +78,9 @@ from gwsandbox.supervisor.output import OutputPipe
 from gwsandbox.supervisor.reserve import Reserve
 from gwsandbox.supervisor.throttle import Throttle
 
-# Reports that the caller has not fetched hold memory and descriptors; past these no further guest is started.
-_UNREAD_BYTES = 64 * 1024**2
-_UNREAD_DESCRIPTORS = 32
-
-# Orders whose task came as a descriptor, past which no more are received: descriptors are needed for guests.
-_ORDERS_WITH_DESCRIPTORS = 4
-_FEW_DESCRIPTORS = 256
-_DESCRIPTORS_PER_ORDER = 16  # where this process may have few, one such order for so many of them
-
 # Guests that are ready, or being born, beyond the free slots: so many that a slot is never idle.
 _AHEAD = 1
 
-_LATER_SECONDS = 0.02  # until what the kernel had no memory for is tried again
 _CHECK_AGAIN_SECONDS = 0.05  # until a guest is looked at again that could not be looked at
 _DEATH_SECONDS = 60.0  # that a guest may take to die of SIGKILL: it may wait for a disk
 _CLEAR_SECONDS = 10.0  # that abandoned attempts have at the end of the run, before the backend removes all
@@ -112,15 +101,9 @@ class Supervisor:
             inherited_tasks: Tasks that came along with the fork, by number.
         """
         self._reserve = Reserve()
-        self._channel = channel
-        self._channel_mask = 0
-        self._resend_at: float | None = None
-        self._receive_at: float | None = None
-        self._send_patience, self._receive_patience = Patience(), Patience()
         self._backend = backend
         self._options = options
         self._loop = EventLoop()
-        self._callers_pidfd = -1
         self._throttle = Throttle(options.max_workers + _AHEAD)
         self._launcher = Launcher(
             backend,
@@ -132,44 +115,35 @@ class Supervisor:
             requeue=self._requeue,
             note_confinement=self._note_confinement,
         )
-        self._orders: deque[Order] = deque()
         self._attempts: dict[int, Attempt] = {}
         self._signals = GuestSignals(self._attempts)
-        self._closing = False
+        self._link = CallerLink(
+            channel,
+            options.caller,
+            self._loop,
+            self._reserve,
+            closed=self._close_down,
+            signalled=self._signals.send,
+        )
 
     def run(self) -> None:
         """Until the caller is done or gone."""
-        if not self._options.pass_through:
-            _read_nothing()
-        self._watch_caller()
+        self._link.watch()
         self._loop.watch(self._backend.watch_children(), select.EPOLLIN, self._backend.child_died)
         with contextlib.suppress(OSError):  # tried again once there is an order
             self._open_zygote()
         while True:
             self._begin_ready()
             self._order_births()
-            self._update_channel()
+            self._link.update()
             if self._done():  # asked after the last report was sent: nothing would wake us any more
                 break
             self._loop.turn(self._seconds_to_wait())
             self._check_times()
         self._clear_up()
 
-    def _watch_caller(self) -> None:
-        try:
-            self._callers_pidfd = os.pidfd_open(self._options.caller)
-        except ProcessLookupError:
-            self._close_down()
-            return
-        self._loop.watch(self._callers_pidfd, select.EPOLLIN, self._caller_died)
-
-    def _caller_died(self) -> None:
-        self._loop.forget(self._callers_pidfd)
-        self._close_down()
-        self._channel.drop()  # others may hold its end of the socket, which then does not tell
-
     def _done(self) -> bool:
-        return self._closing and not (self._attempts or len(self._launcher) or self._channel.waiting_bytes)
+        return self._link.is_closed and not (self._attempts or len(self._launcher) or self._link.has_reports)
 
     def _clear_up(self) -> None:
         deadline = time.monotonic() + _CLEAR_SECONDS
@@ -179,11 +153,11 @@ class Supervisor:
         self._launcher.close()
         # First all cgroups, then the end of the socket: who reads that finds nothing left.
         self._reserve.use(self._backend.destroy)
-        self._channel.close()
+        self._link.close()
 
     def _seconds_to_wait(self) -> float | None:
-        moments = [self._launcher.next_look, self._resend_at, self._receive_at]
-        if self._orders:
+        moments = [self._launcher.next_look, *self._link.moments()]
+        if self._link.orders:
             moments.append(self._throttle.next_change)
         for attempt in self._attempts.values():
             if not self._signals.is_paused:
@@ -195,8 +169,7 @@ class Supervisor:
 
     def _check_times(self) -> None:
         now = time.monotonic()
-        if self._receive_at is not None and now >= self._receive_at:
-            self._receive_at = None
+        self._link.look(now)
         self._launcher.look(now)
         self._throttle.relax(now)
         for attempt in list(self._attempts.values()):
@@ -233,81 +206,11 @@ class Supervisor:
     def _end(self, attempt: Attempt, reason: Reason) -> None:
         self._reserve.use(functools.partial(attempt.end, reason))
 
-    # --- the caller ---------------------------------------------------------------------------------
-
-    def _receive_orders(self) -> None:
-        """Take what the caller asks for, as long as there is room for the descriptors that come along."""
-        try:
-            while self._may_receive() and (received := self._receive_packet()) is not None:
-                if not isinstance(received, Signal):
-                    self._orders.extend(received)
-                elif not self._signals.send(received.signal):
-                    self._close_down()
-            self._receive_patience.renew()
-        except EOFError:
-            self._close_down()
-        except OSError as error:
-            self._receive_patience.bear(error)
-            self._receive_at = time.monotonic() + _LATER_SECONDS
-
-    def _receive_packet(self) -> list[Order] | Signal | None:
-        if self._reserve.descriptors >= _FEW_DESCRIPTORS:
-            return self._channel.receive()
-        return self._reserve.use_at_once(self._channel.receive)  # a descriptor that finds no place is lost for good
-
-    def _may_receive(self) -> bool:
-        held = sum(order.descriptor is not None for order in self._orders)
-        most = min(_ORDERS_WITH_DESCRIPTORS, 1 + self._reserve.descriptors // _DESCRIPTORS_PER_ORDER)
-        return not self._closing and held < most and self._receive_at is None
-
-    def _update_channel(self) -> None:
-        """Send what is waiting, and be woken for what the socket does not take."""
-        sent = Sent.DONE
-        if self._channel.waiting_bytes:
-            try:
-                sent = self._channel.flush()
-            except OSError:
-                self._close_down()
-                self._channel.drop()
-        if sent is Sent.LATER:
-            self._send_patience.bear(OSError(errno.ENOBUFS, "send report"))
-            self._resend_at = time.monotonic() + _LATER_SECONDS
-        else:
-            self._send_patience.renew()
-            self._resend_at = None
-        mask = select.EPOLLIN if self._may_receive() else 0
-        if sent is Sent.FULL:
-            mask |= select.EPOLLOUT
-        if mask != self._channel_mask:
-            # Not left registered for nothing: EPOLLHUP comes unasked, and would keep us awake.
-            self._loop.forget(self._channel.fileno())
-            if mask:
-                self._loop.watch(self._channel.fileno(), mask, self._receive_orders)
-            self._channel_mask = mask
-
-    def _is_clogged(self) -> bool:
-        """Whether the caller has not fetched so much that nothing more shall be started."""
-        return self._channel.waiting_bytes >= _UNREAD_BYTES or self._channel.waiting_descriptors >= _UNREAD_DESCRIPTORS
-
-    def _post(self, made: Report, descriptor: int | None = None) -> None:
-        self._reserve.use(functools.partial(self._channel.post, made, descriptor))
-
-    def _fail(self, order: Order, error: Exception) -> None:
-        order.close()
-        self._post(failure(order, error))
-
-    def _cancel(self, order: Order) -> None:
-        order.close()
-        self._post(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
+    # --- the run as a whole -------------------------------------------------------------------------
 
     def _close_down(self) -> None:
-        """The caller wants no more, or is gone: cancel what runs and what waits."""
-        if self._closing:
-            return
-        self._closing = True
+        """The caller wants no more, or is gone: cancel what runs."""
         self._signals.forget_pause()
-        while self._orders:
-            self._cancel(self._orders.popleft())
         for attempt in list(self._attempts.values()):
             self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
 
@@ -316,12 +219,12 @@ class Supervisor:
         required = self._options.hardening.require & self._options.hardening.mechanisms()
         missing = [name for name in sorted(required) if held.get(name) != ENFORCED]
         if not missing:
-            self._channel.post(Confined(held))
+            self._link.say(Confined(held))
             return
         why = "; ".join(f"{name} ({held.get(name, 'not: the zygote process ended')})" for name in missing)
         remedy = "leave out of Hardening(require=…) what you can do without"
-        self._channel.post(Ended(SandboxError("harden run", value=why, remedy=remedy)))
-        self._close_down()
+        self._link.say(Ended(SandboxError("harden run", value=why, remedy=remedy)))
+        self._link.close_down()
 
     # --- orders that cannot be started --------------------------------------------------------------
 
@@ -330,27 +233,25 @@ class Supervisor:
 
     def _refuse(self, order: Order, error: Exception) -> None:
         """An order cannot be started: it waits where others may give back what is wanting, else its task fails."""
-        if is_not_now(error) and not self._closing:
+        if is_not_now(error) and not self._link.is_closed:
             self._throttle.shrink(len(self._attempts) + len(self._launcher.ready), time.monotonic())
             if not self._throttle.is_hopeless:
                 self._requeue(order)
                 return
-        self._fail(order, error)
+        self._link.fail(order, error)
 
     def _requeue(self, order: Order) -> None:
         """Its guest could not do anything yet: it is the next to be tried once more."""
-        if self._closing:
-            self._cancel(order)
+        if self._link.is_closed:
+            self._link.cancel(order)
         else:
-            self._orders.appendleft(order)
+            self._link.orders.appendleft(order)
 
     # --- slots --------------------------------------------------------------------------------------
 
     def _open_zygote(self) -> None:
         running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
-        waiting = [order.descriptor for order in self._orders if order.descriptor is not None]
-        fds = [self._channel.fileno(), self._callers_pidfd, *running, *waiting]
-        self._launcher.open([fd for fd in fds if fd >= 0])
+        self._launcher.open([*self._link.descriptors(), *running])
 
     def _order_births(self) -> None:
         """Have as many guests ready as there are free slots, and one more.
@@ -358,10 +259,10 @@ class Supervisor:
         While others run, the next one comes as far as the task's first instruction: a slot that comes free is
         busy again after one write.
         """
-        while self._orders and self._wants_guest():
-            order = self._orders.popleft()
+        while self._link.orders and self._wants_guest():
+            order = self._link.orders.popleft()
             if order.descriptor == LOST:
-                self._fail(order, SandboxError("receive task: too many open files", remedy="raise ulimit -n"))
+                self._link.fail(order, SandboxError("receive task: too many open files", remedy="raise ulimit -n"))
                 continue
             try:
                 if not self._launcher.has_zygote:
@@ -372,7 +273,7 @@ class Supervisor:
             self._launcher.order(order)
 
     def _wants_guest(self) -> bool:
-        if self._launcher.is_blocked or self._is_clogged():
+        if self._launcher.is_blocked or self._link.is_clogged:
             return False
         if self._throttle.is_paused or self._alive() >= self._throttle.allowed:
             return False
@@ -382,7 +283,7 @@ class Supervisor:
         """Let waiting guests begin, while there are free slots."""
         ready = self._launcher.ready
         slots = 0 if self._signals.is_paused else self._options.max_workers
-        while ready and (self._closing or len(self._attempts) < slots):
+        while ready and (self._link.is_closed or len(self._attempts) < slots):
             attempt = ready.popleft()
             self._attempts[attempt.order.number] = attempt
             self._guard(attempt, functools.partial(self._begin, attempt))
@@ -394,11 +295,11 @@ class Supervisor:
         wall, first = attempt.requested.get("wall_seconds"), attempt.sandbox.first_check
         attempt.deadline = None if wall is None else attempt.started + wall
         attempt.next_check = None if first is None else attempt.started + first
-        if not self._closing:  # else it is about to be killed, and shall have done nothing
+        if not self._link.is_closed:  # else it is about to be killed, and shall have done nothing
             self._reserve.use(functools.partial(os.eventfd_write, attempt.start_event, 1))
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
-        if self._closing:
+        if self._link.is_closed:
             self._end(attempt, Reason.CANCELLED)
 
     # --- one attempt --------------------------------------------------------------------------------
@@ -432,7 +333,7 @@ class Supervisor:
         for fd in attempt.descriptors():
             self._loop.forget(fd)
         attempt.proceed = None
-        self._fail(attempt.order, error)
+        self._link.fail(attempt.order, error)
         self._launcher.abandon(attempt)
 
     def _attempt(self, attempt: Attempt) -> Steps:
@@ -460,7 +361,7 @@ class Supervisor:
             os.close(attempt.result)
         attempt.result = -1
         del self._attempts[attempt.order.number]
-        self._post(made, large)
+        self._link.report(made, large)
 
     def _await_emptiness(self, attempt: Attempt) -> Steps:
         """Kill what the guest's first process left, until nothing lives in the sandbox any more."""
@@ -509,12 +410,3 @@ class Supervisor:
         self._loop.forget(pipe.fd)
         if pipe.target is not None:
             self._loop.forget(pipe.target)
-
-
-def _read_nothing() -> None:
-    """Let stdin be /dev/null, here and so in every guest."""
-    fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(fd, 0)
-    os.close(fd)
-    # The caller's own object may hold bytes that it has read ahead.
-    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115

@@ -95,7 +95,7 @@ def held_end(manager: ProcessManager) -> int:
     """Start the run; the inode of the caller's end."""
     manager._feed()
     assert manager._session is not None
-    return manager._session._ends[0].fileno()
+    return manager._session._processes.socket.fileno()
 
 
 def steal_supervisors_end(pid: int, callers: int) -> int:
@@ -127,7 +127,7 @@ def test_two_threads_that_start_at_once_do_not_hold_each_others_ends(backend: Ba
             manager._feed()
             assert manager._session is not None
             if is_killed:
-                os.kill(first_child(manager._session._reapers[0]), signal.SIGKILL)
+                os.kill(first_child(manager._session._processes._reapers[0]), signal.SIGKILL)
                 ended.extend(outcomes(list(manager.as_completed())))
                 heard.set()
             else:
