@@ -19,6 +19,7 @@ from gwsandbox.linux import procfs, syscalls
 _RLIMIT_LOCKS = 10  # include/uapi/asm-generic/resource.h; without effect since Linux 2.4
 _FIRST = 2**62  # below RLIM_INFINITY, which is what nobody has marked
 _NONE = -1
+_SIGNALFD_INFO = 128  # bytes: struct signalfd_siginfo (signalfd(2)); the same signal is pending once at most
 _CHUNK = 1 << 16
 _SHORT = 2048  # bytes: the kernel gives some 4096 at a time, so that what is shorter is all
 
@@ -41,7 +42,7 @@ class Orphans:
     # --- in the supervisor, once -------------------------------------------------------------------------
 
     def watch(self) -> int:
-        """Become ready; a descriptor that can be read when a child has died, upon which ``woken`` is to be called."""
+        """Become ready; a descriptor that can be read when a child has died, upon which ``reap`` is to be called."""
         pid = os.getpid()
         self._children = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
         self._deaths = syscalls.signalfd([signal.SIGCHLD])
@@ -95,13 +96,11 @@ class Orphans:
 
     # --- all of them -------------------------------------------------------------------------------------
 
-    def woken(self) -> None:
-        """A child has died."""
-        os.read(self._deaths, 128)
-        self.reap()
-
     def reap(self) -> None:
         """Reap what has died; kill what belongs to no attempt that runs."""
+        if self._deaths >= 0:
+            with contextlib.suppress(BlockingIOError):  # taken now, it does not wake us once more
+                os.read(self._deaths, _SIGNALFD_INFO)
         for pid in self._unknown():
             mark = self._mark(pid)  # to be read before it is reaped
             if mark not in self._cpu and self._has_births():

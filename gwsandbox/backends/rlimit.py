@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from gwsandbox.backends.base import Check, Counters, lower, said_of_ceilings
 from gwsandbox.backends.fork_memory import ForkMemory
@@ -76,6 +77,20 @@ def _room_to_reserve() -> int:
     return GIB + os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16
 
 
+class _Plan(NamedTuple):
+    """How the limits of an attempt are held; the same for all attempts with these limits.
+
+    Args:
+        enforcement: What holds them.
+        data_limit: RLIMIT_DATA in bytes, or the hard limit that this process has inherited where that is less; 0: none.
+        is_root: Whether guests are root's, whom RLIMIT_NPROC does not bind.
+    """
+
+    enforcement: Enforcement
+    data_limit: int
+    is_root: bool
+
+
 class RlimitBackend:
     """Limits held by setrlimit(2) and by looking."""
 
@@ -86,7 +101,7 @@ class RlimitBackend:
         self._fork = ForkMemory()
         self._orphans = Orphans()
         self._room = _room_to_reserve()
-        self._enforcements: dict[tuple[tuple[str, float], ...], Enforcement] = {}
+        self._plans: dict[tuple[tuple[str, float], ...], _Plan] = {}
 
     def prepare(self) -> str:
         """See that there is something to look at, and let no guest become a user whom we may not kill.
@@ -106,7 +121,7 @@ class RlimitBackend:
         return self._orphans.watch()
 
     def child_died(self) -> None:
-        self._orphans.woken()
+        self._orphans.reap()
 
     def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
         self._fork.zygote = zygote
@@ -118,9 +133,18 @@ class RlimitBackend:
     def open(self, limits: Limits) -> RlimitSandbox:
         requested = limits.requested()
         key = tuple(requested.items())
-        if key not in self._enforcements:
-            self._enforcements[key] = self._enforce(requested)
-        return RlimitSandbox(requested, self._enforcements[key], self._room, fork=self._fork, orphans=self._orphans)
+        if key not in self._plans:
+            self._plans[key] = self._plan(requested)
+        return RlimitSandbox(requested, self._plans[key], fork=self._fork, orphans=self._orphans)
+
+    def _plan(self, requested: Mapping[str, float]) -> _Plan:
+        data_limit, memory = 0, requested.get("memory")
+        if memory is not None:
+            data_limit = int(memory) + self._room
+            _, ceiling = resource.getrlimit(resource.RLIMIT_DATA)
+            if ceiling != resource.RLIM_INFINITY:
+                data_limit = min(data_limit, ceiling)
+        return _Plan(self._enforce(requested), data_limit, os.geteuid() == 0)
 
     def _enforce(self, requested: Mapping[str, float]) -> Enforcement:
         names = [*requested, "swap"] if "memory" in requested else [*requested]
@@ -145,19 +169,15 @@ class RlimitSandbox:
     def __init__(
         self,
         requested: Mapping[str, float],
-        enforcement: Enforcement,
-        room: int,
+        plan: _Plan,
         *,
         fork: ForkMemory,
         orphans: Orphans,
     ) -> None:
-        self.enforcement = enforcement
+        self.enforcement, self._data_limit, self._is_root = plan
         self._requested = requested
         self._memory = requested.get("memory")
-        self._data_limit = 0
         self.memory_refusable = self._memory is not None
-        if self._memory is not None:
-            self._data_limit = _below_ceiling(resource.RLIMIT_DATA, int(self._memory) + room)
         self.data_limit_at_exec = self._data_limit
         self.first_check = _FASTEST if {"memory", "cpu_seconds", "pids"} & requested.keys() else None
         self._fork = fork
@@ -179,7 +199,7 @@ class RlimitSandbox:
             # The hard limit leaves room in which a MemoryError can be reported.
             self._data_limit += self._fork.data or 0
             lower(pid, resource.RLIMIT_DATA, self._data_limit, _REPORT_RESERVE)
-        if (pids := self._requested.get("pids")) and os.geteuid() != 0:
+        if (pids := self._requested.get("pids")) and not self._is_root:
             lower(pid, resource.RLIMIT_NPROC, procfs.tasks_of_user(os.getuid()) + int(pids))
 
     # --- looking -----------------------------------------------------------------------------------------
@@ -211,7 +231,7 @@ class RlimitSandbox:
         after = self._rest
         if self._memory is not None:
             after = max(min((self._memory - look.memory) / _GROWTH, _SLOWEST), after)
-        if "pids" in self._requested and os.geteuid() == 0:
+        if "pids" in self._requested and self._is_root:
             after = min(after, _SLOWEST_FORKS)
         if "cpu_seconds" in self._requested:
             left = (self._requested["cpu_seconds"] - look.cpu) / (os.cpu_count() or 1)
@@ -307,9 +327,3 @@ class RlimitSandbox:
         self._orphans.dismiss(self._pid, self._mark)
         if self._waiting >= 0:
             os.close(self._waiting)
-
-
-def _below_ceiling(number: int, wanted: int) -> int:
-    """``wanted``, or the hard limit that this process has inherited where that is less."""
-    _, ceiling = resource.getrlimit(number)
-    return wanted if ceiling == resource.RLIM_INFINITY else min(wanted, ceiling)

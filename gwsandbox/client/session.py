@@ -16,7 +16,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import starmap
 from typing import Any
 
@@ -74,8 +73,8 @@ class Session:
         self._backend = backend
         threads = other_threads() if options.start_method == "fork" else 0
         modules = loaded_modules() if options.hardening.readable is not None else ()
-        self._options = replace(
-            options, caller=os.getpid(), collect_garbage=gc.isenabled(), other_threads=threads, modules=modules
+        self._options = options._replace(
+            caller=os.getpid(), collect_garbage=gc.isenabled(), other_threads=threads, modules=modules
         )
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
         self.results: deque[TaskResult] = deque() if results is None else results

@@ -41,7 +41,7 @@ _NOT_YET = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Confinement:
     """What the zygote has prepared.
 

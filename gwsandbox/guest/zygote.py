@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from gwsandbox.guest import child, random_numbers
+from gwsandbox.guest import at_fork, child, random_numbers
 from gwsandbox.guest.confinement import confine_zygote
 from gwsandbox.ipc import call
 from gwsandbox.ipc.birth import (
@@ -93,6 +93,7 @@ def _get_ready(control: socket.socket, options: RunOptions, limits: Mapping[int,
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash shall not fill the disk with a guest's memory
     child.warm_up()
     unpatched.patch_again()
+    at_fork.spare_guests()
     gc.freeze()  # or a guest's first collection would write to every page that it shares with us
     if options.collect_garbage:
         gc.enable()

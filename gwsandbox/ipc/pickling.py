@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
@@ -126,12 +126,28 @@ def _of_builtin(kind: type[BaseException], name: str) -> Callable[..., Any]:
 # --- in the caller ---------------------------------------------------------------------------------------
 
 
-def load(body: Buffer, buffers: Iterable[Buffer] = ()) -> Any:
+_EXTENSION_CODES = frozenset(pickle.EXT1 + pickle.EXT2 + pickle.EXT4)  # found in a cache, and not by ``find_class``
+_SMALL = 1 << 10  # bytes, which open in no time; what is larger is not opened twice
+
+
+class _NothingImported(pickle.Unpickler):
+    """Opens what is plain data, for which no code of the guest's can run: what runs has to be found first."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"not plain data: {module}.{name}")
+
+
+def load(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
     """What a pickle of a guest's holds.
 
     Raises:
         TransferError: It does not unpickle here, whatever its code raises.
     """
+    if len(body) <= _SMALL and not buffers and _EXTENSION_CODES.isdisjoint(body):
+        try:
+            return _NothingImported(io.BytesIO(body)).load()
+        except Exception:  # noqa: BLE001, S110 - it is opened once more below, where code of the guest's may run
+            pass
     try:
         return call_foreign(lambda: pickle.loads(body, buffers=buffers))
     except ForeignError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 INSTRUCTION = struct.Struct("=HBBI")
 """struct sock_filter: code, jump if true, jump if false, operand (include/uapi/linux/filter.h)."""
@@ -23,15 +23,13 @@ _AND = 0x54
 _FARTHEST = 0xFF
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """A place that jumps name."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(NamedTuple):
     """An instruction that jumps nowhere."""
 
     code: int
@@ -53,8 +51,7 @@ def end(action: int) -> Plain:
     return Plain(_RETURN, action)
 
 
-@dataclass(frozen=True, slots=True)
-class Jump:
+class Jump(NamedTuple):
     """Compare the accumulator with ``operand``, and go to a label, or to what follows where it is ``""``."""
 
     code: int
@@ -63,8 +60,7 @@ class Jump:
     otherwise: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Goto:
+class Goto(NamedTuple):
     """Go to a label, however far."""
 
     label: str

@@ -14,7 +14,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gwsandbox.linux.bpf import (
     ANY_BIT,
@@ -132,8 +132,7 @@ _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF  # include/linux/net.h
 _PERSONALITIES = (0, 8, 0x4_0000, _WORD)  # PER_LINUX, PER_LINUX32, ADDR_NO_RANDOMIZE; the last asks only
 
 
-@dataclass(frozen=True, slots=True)
-class Test:
+class Test(NamedTuple):
     """Something that an argument of a call may be.
 
     Args:
@@ -149,8 +148,7 @@ class Test:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """What becomes of a call where ``test`` holds; without one it always does. The first that holds decides."""
 
     action: int

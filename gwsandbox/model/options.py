@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunOptions(NamedTuple):
     """What all tasks of one run have in common. The caller makes it, and every process of the run reads it.
 
     Args:
@@ -39,7 +38,7 @@ class RunOptions:
     pass_through: bool = False
     trusted: bool = True
     grace_seconds: float = 0.0
-    hardening: Hardening = Hardening.standard()  # noqa: RUF009 - it cannot be changed
+    hardening: Hardening = Hardening.standard()
     modules: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     caller: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,10 @@ class Usage:
 
     def __reduce__(self) -> tuple[type[Usage], tuple[Any, ...]]:
         # The default for frozen dataclasses with slots takes ten times as long, once per task.
-        return Usage, tuple(getattr(self, name) for name in self.__slots__)
+        return Usage, _usage_values(self)
+
+
+_usage_values = operator.attrgetter(*Usage.__slots__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ _ULIMITS = {"SIGXCPU": "-t", "SIGXFSZ": "-f"}
 
 def judge(evidence: Evidence) -> Outcome:
     """How the task ended."""
-    if evidence.delivery in {Delivery.STEP_FAILED, Delivery.NO_ROOM}:
+    if evidence.delivery is Delivery.STEP_FAILED or evidence.delivery is Delivery.NO_ROOM:
         return Outcome.SANDBOX_ERROR
     if evidence.reason is Reason.OUTPUT:
         return Outcome.OUTPUT_EXCEEDED  # what it wrote was cut, however it ended

@@ -26,7 +26,7 @@ Steps = Generator[tuple[int, int], None, None]
 """What is waited for, one after the other: a descriptor and an epoll mask."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Attempt:
     """One guest.
 

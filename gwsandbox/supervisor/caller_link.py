@@ -120,9 +120,10 @@ class CallerLink:
         return self._reserve.use_at_once(self._channel.receive)  # a descriptor that finds no place is lost for good
 
     def _may_receive(self) -> bool:
-        held = sum(order.descriptor is not None for order in self.orders)
-        most = min(_ORDERS_WITH_DESCRIPTORS, 1 + self._reserve.descriptors // _DESCRIPTORS_PER_ORDER)
-        return not self.is_closed and held < most and self._receive_at is None
+        if self.is_closed or self._receive_at is not None:
+            return False
+        held = [order.number for order in self.orders if order.descriptor is not None]
+        return len(held) < min(_ORDERS_WITH_DESCRIPTORS, 1 + self._reserve.descriptors // _DESCRIPTORS_PER_ORDER)
 
     # --- reports ------------------------------------------------------------------------------------
 

@@ -159,8 +159,9 @@ class Supervisor:
         moments = [self._launcher.next_look, *self._link.moments()]
         if self._link.orders:
             moments.append(self._throttle.next_change)
+        is_paused = self._signals.is_paused
         for attempt in self._attempts.values():
-            if not self._signals.is_paused:
+            if not is_paused:
                 moments += attempt.deadline, attempt.next_check
             if attempt.ended_at is not None:
                 moments.append(attempt.ended_at + _DEATH_SECONDS)

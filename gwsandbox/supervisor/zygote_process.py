@@ -77,10 +77,13 @@ class ZygoteProcess:
             is_command: Whether it is a program; its ``work`` is a pickled ``program.Program``.
             data_limit: RLIMIT_DATA of a program in bytes; 0: none.
         """
-        present = [(role, fd) for role in ROLES if (fd := descriptors.get(role)) is not None]
-        mask = sum(1 << ROLES.index(role) for role, _ in present)
+        mask, present = 0, []
+        for place, role in enumerate(ROLES):
+            if (fd := descriptors.get(role)) is not None:
+                mask |= 1 << place
+                present.append(fd)
         head = REQUEST.pack(number, data_limit, is_command, mask)
-        return Packet(head + work, tuple(fd for _, fd in present))
+        return Packet(head + work, tuple(present))
 
     def send(self, packet: Packet) -> Sent:
         """Send a request.

@@ -103,7 +103,7 @@ class CgroupBackend:
         return self._orphans.watch()
 
     def child_died(self) -> None:
-        self._orphans.woken()
+        self._orphans.reap()
 
     def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
         self._fork.zygote = zygote
