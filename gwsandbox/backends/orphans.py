@@ -99,8 +99,10 @@ class Orphans:
     def reap(self) -> None:
         """Reap what has died; kill what belongs to no attempt that runs."""
         if self._deaths >= 0:
-            with contextlib.suppress(BlockingIOError):  # taken now, it does not wake us once more
-                os.read(self._deaths, _SIGNALFD_INFO)
+            try:  # noqa: SIM105 - suppress is Python code, and this is done once per task
+                os.read(self._deaths, _SIGNALFD_INFO)  # taken now, it does not wake us once more
+            except BlockingIOError:
+                pass
         for pid in self._unknown():
             mark = self._mark(pid)  # to be read before it is reaped
             if mark not in self._cpu and self._has_births():

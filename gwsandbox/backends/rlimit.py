@@ -66,6 +66,7 @@ _SLOWEST_FORKS = 0.2  # and where nothing but these looks limits the number of i
 _BUSY = 0.05  # and where several processes use CPU time that is limited
 _GROWTH = 2 * GIB  # bytes per second that two cores can touch; decides how soon a limit can be reached
 _MOST_TASKS = 1 << 16  # of a guest for which no limit was asked
+_NOTHING_SEEN = Look(0, 0.0, 0.0)
 _REFUSED = 0.9  # of RLIMIT_DATA: a process that came so far may well have been refused more
 
 
@@ -185,8 +186,8 @@ class RlimitSandbox:
         self._pid = self._mark = 0
         self._waiting = -1
         self._keeps_memory = False
-        self._sampler = Sampler(fork, 0, keeps_memory=False)
-        self._before = Look(0, 0.0, 0.0)
+        self._sampler: Sampler  # from the start on
+        self._before = _NOTHING_SEEN
         self._rest = _FASTEST
 
     def started(self, pid: int, *, keeps_memory: bool) -> None:

@@ -135,8 +135,9 @@ class Attempt:
 
     def born(self) -> None:
         """The guest exists, and has all that came with the order."""
-        self.order.close()
-        self.order = self.order._replace(descriptor=None)
+        if self.order.descriptor is not None:
+            self.order.close()
+            self.order = self.order._replace(descriptor=None)
 
     def descriptors(self) -> list[int]:
         """All that it holds and has not closed."""

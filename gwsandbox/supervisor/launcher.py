@@ -167,8 +167,10 @@ class Launcher:
     @property
     def next_look(self) -> float | None:
         """The monotonic moment at which ``look`` is to be called, in seconds."""
-        moments = [moment for moment in (self._next_wake, self._next_clearing) if moment is not None]
-        return min(moments) if moments else None
+        wake, clearing = self._next_wake, self._next_clearing
+        if wake is None or clearing is None:
+            return wake if clearing is None else clearing
+        return min(wake, clearing)
 
     def look(self, now: float) -> None:
         """To be called when ``next_look`` has come."""
