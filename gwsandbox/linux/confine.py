@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _MACHINES = ("x86_64", "aarch64")
+_MACHINE = os.uname().machine
 # Numbers on x86_64, and on aarch64 (include/uapi/asm-generic/unistd.h).
 _NUMBERS = {
     "capget": (125, 90),
@@ -64,10 +65,9 @@ def prepare(call: str, *arguments: Any) -> Prepared:
     Raises:
         OSError: Its number is not known on this machine.
     """
-    machine = os.uname().machine
-    if machine not in _MACHINES:
-        raise OSError(f"{call}: its number is known on {' and '.join(_MACHINES)} only, not on {machine}")
-    number = _NUMBERS[call][_MACHINES.index(machine)]
+    if _MACHINE not in _MACHINES:
+        raise OSError(f"{call}: its number is known on {' and '.join(_MACHINES)} only, not on {_MACHINE}")
+    number = _NUMBERS[call][_MACHINES.index(_MACHINE)]
     return tuple(ctypes.c_ulong(value) if isinstance(value, int) else value for value in (number, *arguments))
 
 

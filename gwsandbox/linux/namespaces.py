@@ -81,11 +81,16 @@ _INTERFACE_REQUEST = struct.Struct("=16sh22x")  # struct ifreq: name, flags
 
 
 class Mount(NamedTuple):
-    """A mount, as /proc/self/mountinfo tells it: where it is, of what file system, and its own flags for mount(2)."""
+    """A mount, as /proc/self/mountinfo shows it: where it is, of what file system, and with what options of its own."""
 
     path: str
     kind: str
-    flags: int
+    options: bytes
+
+    @property
+    def flags(self) -> int:
+        """Its options for mount(2)."""
+        return sum(_FLAGS.get(option, 0) for option in self.options.split(b","))
 
 
 _FLAGS = {
@@ -102,13 +107,12 @@ def mounts() -> Iterator[Mount]:
         for line in file:
             place, _, what = line.partition(b" - ")
             _, _, _, _, path, options, *_ = place.split()
-            flags = sum(_FLAGS.get(option, 0) for option in options.split(b","))
-            yield Mount(_unescape(path), what.split()[0].decode(errors="replace"), flags)
+            yield Mount(_unescape(path), what.split()[0].decode(errors="replace"), options)
 
 
 def _unescape(path: bytes) -> str:
     """Spaces, tabs, line breaks and backslashes are written in octal there."""
-    for char in b" \t\n\\":
+    for char in b" \t\n\\" if b"\\" in path else b"":
         path = path.replace(b"\\%03o" % char, bytes([char]))
     return os.fsdecode(path)
 
