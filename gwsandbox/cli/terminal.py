@@ -1,4 +1,4 @@
-"""The modes of the terminal, which a program that is killed cannot restore itself."""
+"""What a program changes for everybody who shares the terminal or a stream with it, and may leave changed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import signal
 
 
 class TerminalModes:
-    """The modes of the terminal as they are now, where the CLI is in its foreground."""
+    """The modes of the terminal as they are now, where the CLI is in its foreground; and which streams block."""
 
     def __init__(self) -> None:
+        self._blocking = [fd for fd in (0, 1, 2) if _blocks(fd)]
         self._fd = next((fd for fd in (0, 1, 2) if _is_foreground(fd)), -1)
         if self._fd >= 0:
             import termios
@@ -18,7 +19,9 @@ class TerminalModes:
             self._modes = termios.tcgetattr(self._fd)
 
     def restore(self) -> None:
-        """Restore them, unless another job has come to the foreground since."""
+        """Restore them, the terminal's unless another job has come to the foreground since."""
+        for fd in self._blocking:  # else the shell and its next programs fail with EAGAIN
+            os.set_blocking(fd, True)
         if self._fd < 0:
             return
         import termios
@@ -33,6 +36,13 @@ class TerminalModes:
                 termios.tcsetattr(self._fd, termios.TCSANOW, self._modes)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _blocks(fd: int) -> bool:
+    try:
+        return os.get_blocking(fd)
+    except OSError:  # closed
+        return False
 
 
 def _is_foreground(fd: int) -> bool:

@@ -584,6 +584,19 @@ def test_closed_streams_stay_closed_for_the_program_and_hold_no_report(backend: 
     assert json.loads((tmp_path / "r").read_text())["exit_code"] == done.returncode > 0
 
 
+@pytest.mark.parametrize("end", ["", "os.kill(0, 9)"])
+def test_streams_block_again_that_the_program_shared(backend: BackendName, end: str) -> None:
+    reader, writer = os.pipe()
+    try:
+        source = f"import os; os.set_blocking(1, False); os.write(1, str(os.get_blocking(1)).encode()); {end}"
+        run(backend, "--", *python(source), capture_output=False, stdout=writer)
+        assert os.read(reader, 16) == b"False"
+        assert os.get_blocking(writer)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_usage_errors_go_nowhere_where_stderr_is_closed() -> None:
     line = shlex.join([*CLI, "run", "--no-such-option"])
     done = subprocess.run(["sh", "-c", f"{line} 2>&-"], capture_output=True, text=True, env=environment(), check=False)
