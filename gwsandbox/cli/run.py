@@ -128,7 +128,8 @@ def run_program(
             terminal.restore()
             say(f"ended by {signal_name(-stopped.number)}; the program was killed")
             return stopped.exit_code
-        if result.outcome not in {Outcome.SUCCEEDED, Outcome.FAILED}:
+        terminal.restore_streams()
+        if result.outcome not in {Outcome.SUCCEEDED, Outcome.FAILED}:  # else it left the terminal as it wanted it
             terminal.restore()
         _print_messages(result, limits, backend, forwarder.last)
         if file is not None:

@@ -18,10 +18,14 @@ class TerminalModes:
 
             self._modes = termios.tcgetattr(self._fd)
 
-    def restore(self) -> None:
-        """Restore them, the terminal's unless another job has come to the foreground since."""
-        for fd in self._blocking:  # else the shell and its next programs fail with EAGAIN
+    def restore_streams(self) -> None:
+        """Let streams block again that did: else the shell and its next programs fail with EAGAIN."""
+        for fd in self._blocking:
             os.set_blocking(fd, True)
+
+    def restore(self) -> None:
+        """Restore them all, the terminal's unless another job has come to the foreground since."""
+        self.restore_streams()
         if self._fd < 0:
             return
         import termios
