@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from subprocess import PIPE
 from typing import Any
 
 import pytest
-from cli_support import CLI, Running, Terminal, cli, environment, running
+from cli_support import CLI, Running, Terminal, cli, environment, running, wait_until
 from features import missing
 from support import BackendName, Watched, is_running
 
@@ -582,6 +583,20 @@ def test_closed_streams_stay_closed_for_the_program_and_hold_no_report(backend: 
     )
     assert (done.stdout, done.stderr) == ("out\n", "")
     assert json.loads((tmp_path / "r").read_text())["exit_code"] == done.returncode > 0
+
+
+@pytest.mark.parametrize("words", [["--version"], ["run", "--", "echo", __version__]])
+def test_nothing_is_lost_in_a_full_pipe_that_does_not_block(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    os.write(writer, bytes(4096))
+    with subprocess.Popen([*CLI, *words], stdout=writer, env=environment()) as process, open(reader, "rb") as pipe:
+        wait_until(lambda: os.get_blocking(writer) or process.poll() is not None)
+        os.close(writer)
+        written = pipe.read()
+    assert process.returncode == 0
+    assert written.strip(b"\0\n").endswith(__version__.encode())
 
 
 @pytest.mark.parametrize("end", ["", "os.kill(0, 9)"])
