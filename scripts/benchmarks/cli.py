@@ -1,12 +1,16 @@
 """The command line of `scripts/bench`."""
 
 import argparse
+import compileall
+import contextlib
 import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import picture, proc, table
@@ -30,8 +34,9 @@ figure is bad.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print the table; the process's exit code."""
     options = parse(arguments)
-    plan = plan_of(options)
-    rows = [measure(name, plan) for name in options.rows or ROWS]
+    with earlier_commit(options.against) as folder:
+        plan = plan_of(options, folder)
+        rows = [measure(name, plan) for name in options.rows or ROWS]
     print(heading(plan))
     print(table.render(rows))
     if options.json:
@@ -50,7 +55,7 @@ def measure(name: str, plan: Plan) -> Row:
     return row
 
 
-def plan_of(options: argparse.Namespace) -> Plan:
+def plan_of(options: argparse.Namespace, earlier: Path | None) -> Plan:
     """How much to measure, by the options and by what the processor is."""
     emulated = proc.is_emulated()
     default = 2 if options.quick else 3 if emulated else 7
@@ -60,7 +65,25 @@ def plan_of(options: argparse.Namespace) -> Plan:
         full=options.full,
         emulated=emulated,
         rounds=options.rounds or default,
+        earlier=earlier,
+        earlier_name=options.against or "",
     )
+
+
+@contextlib.contextmanager
+def earlier_commit(name: str | None) -> Iterator[Path | None]:
+    """A folder with a commit of this repository, for as long as the block lasts; ``None`` where none is wanted."""
+    if name is None:
+        yield None
+        return
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "worktree"]
+    with tempfile.TemporaryDirectory(prefix="gwsandbox-bench-") as folder:
+        subprocess.run([*git, "add", "--quiet", "--detach", folder, name], check=True)
+        try:
+            compileall.compile_dir(Path(folder, "gwsandbox"), quiet=1)
+            yield Path(folder)
+        finally:
+            subprocess.run([*git, "remove", "--force", folder], check=True)
 
 
 def backend(wanted: Backend) -> Backend:
@@ -91,6 +114,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="scripts/bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", type=row_name, help="P1 to P12 (default: all)")
+    parser.add_argument(
+        "--against", metavar="REV", help="measure this commit of gwsandbox too, in turns with the checkout"
+    )
     much = parser.add_mutually_exclusive_group()
     much.add_argument("--quick", action="store_true", help="as little as shows that everything runs")
     much.add_argument("--full", action="store_true", help="P3 with 100,000 tasks too")

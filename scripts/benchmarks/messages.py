@@ -51,6 +51,7 @@ class Answer(TypedDict, total=False):
         pid: Of the side, in its first answer.
         seconds: Wall-clock time of all tasks together.
         cpu: CPU time in seconds of the side and all that it waited for.
+        faults: Page faults of the same processes.
         kinds: The types of the results, or the outcomes.
         samples: Of a long run.
         peak: Memory in bytes, or `None` where the tool does not tell.
@@ -62,6 +63,7 @@ class Answer(TypedDict, total=False):
     pid: int
     seconds: float
     cpu: float
+    faults: int
     kinds: list[str]
     samples: list[Sample]
     peak: int | None

@@ -1,7 +1,7 @@
 """Sides and their floors, measured in turns."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.messages import Answer
@@ -44,7 +44,8 @@ class Pairs:
         note = ""
         if tool not in _CPU_ELSEWHERE:
             cpu = Spread.of([answer["cpu"] / count * MS for answer in self.answers])
-            note = f"CPU {cpu.median:.2f} ms"
+            faults = Spread.of([answer["faults"] / count for answer in self.answers])
+            note = f"CPU {cpu.median:.2f} ms, {faults.median:.0f} page faults"
         return Entry(who, Spread.of(self.figures).times(MS), "ms", Spread.of(self.ratios), note=note)
 
 
@@ -59,17 +60,23 @@ class Floor:
 
     def beside(self, other: Turn, rounds: int) -> Pairs:
         """Floor, other, floor, other, …, floor: each round of the other has two neighbours."""
-        other.warm_up()
+        return self.beside_all([other], rounds)[0]
+
+    def beside_all(self, others: Sequence[Turn], rounds: int) -> list[Pairs]:
+        """The same for several, which take turns: floor, one, floor, other, floor, one, …, floor."""
+        for other in others:
+            other.warm_up()
         floors = [self._figure()]
-        pairs = Pairs()
+        found = [Pairs() for _ in others]
         for _ in range(rounds):
-            figure, answer = other.figure()
-            floors.append(self._figure())
-            pairs.figures.append(figure)
-            pairs.ratios.append(figure / ((floors[-2] + floors[-1]) / 2))
-            pairs.answers.append(answer)
+            for other, pairs in zip(others, found, strict=True):
+                figure, answer = other.figure()
+                floors.append(self._figure())
+                pairs.figures.append(figure)
+                pairs.ratios.append(figure / ((floors[-2] + floors[-1]) / 2))
+                pairs.answers.append(answer)
         self.figures += floors
-        return pairs
+        return found
 
     def _figure(self) -> float:
         return statistics.median(self._turn.figure()[0] for _ in range(self._each))

@@ -1,6 +1,7 @@
 """How much a run of the bench measures."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.messages import Backend
 
@@ -18,6 +19,8 @@ class Plan:
         full: With what takes many minutes.
         emulated: The processor is software: fewer rounds, smaller sizes.
         rounds: Of each contender.
+        earlier: Folder of another commit of gwsandbox, which is measured in turns with this one; ``None``: none is.
+        earlier_name: What it is called in the table.
     """
 
     backend: Backend
@@ -25,6 +28,8 @@ class Plan:
     full: bool
     emulated: bool
     rounds: int
+    earlier: Path | None = None
+    earlier_name: str = ""
 
     def pick(self, native: int, emulated: int, quick: int) -> int:
         """The one of three numbers that this plan is for."""

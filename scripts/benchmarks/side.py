@@ -28,13 +28,15 @@ class Absent(Exception):
 class SideSpec:
     """What a side is: its kind of work and its tool (see ``worker``), its terms, and what its caller holds.
 
-    ``heap`` is "bytes" or "objects", and a size in bytes.
+    ``heap`` is "bytes" or "objects", and a size in bytes. ``package`` is the folder of the gwsandbox that is measured:
+    this checkout where it is ``None``.
     """
 
     work: str
     tool: str
     terms: Terms = field(default_factory=terms)
     heap: tuple[str, int] | None = None
+    package: Path | None = None
 
 
 class Side:
@@ -45,7 +47,8 @@ class Side:
         self.pid = 0
 
     def __enter__(self) -> Self:
-        path = os.pathsep.join([str(_SCRIPTS), str(_SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
+        package = self.spec.package or _SCRIPTS.parent
+        path = os.pathsep.join([str(package), str(_SCRIPTS), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
         # With it, Python would compile our modules, and no peer's, at each start.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)

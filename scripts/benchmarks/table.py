@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from benchmarks.row import Entry, Row, Spread
 
-_HEADINGS = ("", "who", "median", "quartiles", "ratio", "quartiles", "reach", "met", "note")
-_NUMBERS = {2, 3, 4, 5}
+_HEADINGS = ("", "who", "median", "±", "ratio", "±", "n", "reach", "met", "note")
+_NUMBERS = {2, 3, 4, 5, 6}
 _NOTE = 90  # characters; a peer's error can be long
 
 
@@ -37,9 +37,10 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         "",
         entry.who,
         _number(entry.figure) + unit if entry.figure else "-",
-        _quartiles(entry.figure),
+        _deviation(entry.figure),
         _number(entry.ratio) if entry.ratio else "",
-        _quartiles(entry.ratio),
+        _deviation(entry.ratio),
+        str(entry.figure.count) if entry.figure else "",
         entry.reach,
         met,
         " ".join(note.split()),
@@ -50,10 +51,11 @@ def _number(spread: Spread) -> str:
     return text_of(spread.median)
 
 
-def _quartiles(spread: Spread | None) -> str:
+def _deviation(spread: Spread | None) -> str:
+    """Half of what lies between the quartiles."""
     if spread is None or spread.count == 1:
         return ""
-    return f"{text_of(spread.low)}..{text_of(spread.high)}"
+    return text_of((spread.high - spread.low) / 2)
 
 
 def text_of(number: float) -> str:

@@ -1,7 +1,8 @@
 """What several rows do."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec
 
 from benchmarks.pairs import Floor, Turn
@@ -46,10 +47,16 @@ def compete(plan: Plan, floor: Floor, contenders: Iterable[Contender], of: str, 
     """An entry for each contender, in turns with the floor; ``of`` is the floor's name in the targets."""
 
     def measure(contender: Contender) -> Iterator[Entry]:
-        with Side(contender.spec) as side:
-            pairs = floor.beside(Turn(side, contender.count, arguments), plan.rounds)
-        entry = pairs.entry(contender.who, contender.spec.tool, contender.count)
+        specs = [contender.spec]
+        if plan.earlier is not None and contender.spec.tool.startswith("gwsandbox"):
+            specs.append(replace(contender.spec, package=plan.earlier))
+        with contextlib.ExitStack() as sides:
+            turns = [Turn(sides.enter_context(Side(spec)), contender.count, arguments) for spec in specs]
+            ours, *earlier = floor.beside_all(turns, plan.rounds)
+        entry = ours.entry(contender.who, contender.spec.tool, contender.count)
         yield entry if contender.at_most is None else entry.judged_by_ratio(contender.at_most, of)
+        for pairs in earlier:
+            yield pairs.entry(f"  at {plan.earlier_name}", contender.spec.tool, contender.count)
 
     for contender in contenders:
         yield from attempt(contender.who, measure, contender)

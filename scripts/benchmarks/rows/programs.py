@@ -48,6 +48,14 @@ def p11(plan: Plan) -> Row:
         "import gwsandbox": [sys.executable, "-c", "import gwsandbox"],
         "import psutil": [sys.executable, "-c", "import psutil"],
     }
+    if plan.earlier is not None:
+        folder = f"PYTHONPATH={plan.earlier}"
+        commands[f"gwsandbox run at {plan.earlier_name}"] = [
+            "env",
+            folder,
+            *_command_line(plan.backend, by_module=True),
+        ]
+        commands[f"import gwsandbox at {plan.earlier_name}"] = ["env", folder, *commands["import gwsandbox"]]
     with Side(SideSpec("commands", "subprocess.run")) as side:
         floor = Floor(Turn(side, count, {"argv": [sys.executable, "-c", "import typer"]}))
 
@@ -60,8 +68,8 @@ def p11(plan: Plan) -> Row:
     return Row("P11", work, 'python -c "import typer"', [floor.entry("import typer"), *entries])
 
 
-def _command_line(backend: str) -> list[str]:
+def _command_line(backend: str, *, by_module: bool = False) -> list[str]:
     script = os.path.join(os.path.dirname(sys.executable), "gwsandbox")
-    start = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "gwsandbox"]
+    start = [script] if os.access(script, os.X_OK) and not by_module else [sys.executable, "-m", "gwsandbox"]
     chosen = [] if backend == "auto" else ["--backend", backend]
     return [*start, "run", *chosen, "--memory", "1GiB", "--timeout", "30s", "--", "/bin/true"]

@@ -15,20 +15,37 @@ if TYPE_CHECKING:
 Answer = dict[str, object]
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process, and of all descendants that were waited for."""
-    total = 0.0
+class Account:
+    """What a round takes, from here on: of this process, and of all descendants that it waits for."""
+
+    def __init__(self) -> None:
+        self._before, self._start = _used(), time.perf_counter()
+
+    def seconds(self) -> float:
+        """So far."""
+        return time.perf_counter() - self._start
+
+    def taken(self) -> Answer:
+        """Seconds, seconds of CPU time, and page faults so far."""
+        seconds = self.seconds()
+        cpu, faults = _used()
+        return {"seconds": seconds, "cpu": cpu - self._before[0], "faults": faults - self._before[1]}
+
+
+def _used() -> tuple[float, int]:
+    cpu, faults = 0.0, 0
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         usage = resource.getrusage(who)
-        total += usage.ru_utime + usage.ru_stime
-    return total
+        cpu += usage.ru_utime + usage.ru_stime
+        faults += usage.ru_minflt
+    return cpu, faults
 
 
 def forks(tool: str, _terms: "Terms", *, count: int) -> Answer:
     """A pipe, os.fork, one byte back, waitpid. With the tool "fork with imports", after an import of gwsandbox."""
     if tool == "fork with imports":
         import gwsandbox  # noqa: F401
-    cpu, start = cpu_seconds(), time.perf_counter()
+    account = Account()
     for _ in range(count):
         reader, writer = os.pipe()
         pid = os.fork()
@@ -39,13 +56,12 @@ def forks(tool: str, _terms: "Terms", *, count: int) -> Answer:
         os.read(reader, 1)
         os.close(reader)
         os.waitpid(pid, 0)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
+    return account.taken()
 
 
 def fork_execs(_tool: str, _terms: "Terms", *, argv: list[str], count: int) -> Answer:
     """os.fork, execv, waitpid."""
-    cpu, start = cpu_seconds(), time.perf_counter()
+    account = Account()
     for _ in range(count):
         pid = os.fork()
         if pid == 0:
@@ -54,8 +70,7 @@ def fork_execs(_tool: str, _terms: "Terms", *, argv: list[str], count: int) -> A
             finally:
                 os._exit(127)
         os.waitpid(pid, 0)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
+    return account.taken()
 
 
 def fork_deadlines(_tool: str, terms: "Terms", *, starts: str, count: int) -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks import proc
 from benchmarks.messages import Sample, Terms
 from benchmarks.worker import loads, peaks
-from benchmarks.worker.floors import cpu_seconds
+from benchmarks.worker.floors import Account
 from benchmarks.worker.tools import CALLERS, COMMANDERS, Call
 
 Answer = dict[str, object]
@@ -24,10 +24,9 @@ def _calls(load: str, arguments: Sequence[object], count: int) -> Iterator[Call]
 def calls(tool: str, terms: Terms, *, count: int, load: str = "noop", arguments: Sequence[object] = ()) -> Answer:
     """``count`` calls; how long they took together, and what kinds of results came."""
     run = CALLERS[tool]
-    cpu, start = cpu_seconds(), time.perf_counter()
+    account = Account()
     kinds = {type(value).__name__ for value in run(_calls(load, arguments, count), terms)}
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "cpu": cpu_seconds() - cpu, "kinds": sorted(kinds)}
+    return {**account.taken(), "kinds": sorted(kinds)}
 
 
 def long_run(tool: str, terms: Terms, *, count: int, keep: bool = False) -> Answer:
@@ -36,15 +35,15 @@ def long_run(tool: str, terms: Terms, *, count: int, keep: bool = False) -> Answ
     With ``keep`` something is kept of each, as a caller does that collects results.
     """
     run = CALLERS[tool]
-    cpu, start = cpu_seconds(), time.perf_counter()
+    account = Account()
     samples: list[Sample] = []
     kept: list[object] = []
     for done, value in enumerate(run(_calls("noop", [], count), terms), 1):
         if keep:
             kept.append([repr(value), done, bytearray(4096)])
         if done % max(count // _SAMPLES, 1) == 0:
-            samples.append({"done": done, "seconds": time.perf_counter() - start, "holdings": _holdings()})
-    return {"seconds": time.perf_counter() - start, "cpu": cpu_seconds() - cpu, "samples": samples}
+            samples.append({"done": done, "seconds": account.seconds(), "holdings": _holdings()})
+    return {**account.taken(), "samples": samples}
 
 
 def _holdings() -> dict[str, tuple[int, int]]:
@@ -85,7 +84,6 @@ def growth(tool: str, terms: Terms, *, progress: str, ceiling: int, shared: bool
 def commands(tool: str, terms: Terms, *, argv: list[str], count: int) -> Answer:
     """``count`` runs of a program, one after the other."""
     run = COMMANDERS[tool]
-    cpu, start = cpu_seconds(), time.perf_counter()
+    account = Account()
     run(argv, count, terms)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "cpu": cpu_seconds() - cpu}
+    return account.taken()
