@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Literal, Self
 
 from gwsandbox.client.parameters import Parameters, check_task
+from gwsandbox.client.results import never_started
 from gwsandbox.client.session import Session
-from gwsandbox.model.errors import CgroupError, TaskCancelled
+from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
-from gwsandbox.model.result import Outcome, TaskResult
+from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import Command, Task
 
 # Orders that a supervisor has beyond its slots, so that a slot that comes free is filled at once.
@@ -160,7 +161,7 @@ class ProcessManager:
         """
         submitted = set() if self._session is None else self._session.submitted()
         waiting = [*self._drawn, *(entry for entry in self._queue if isinstance(entry, tuple))]
-        cancelled = [_cancelled(task) for number, task in waiting if number not in submitted]
+        cancelled = [never_started(task) for number, task in waiting if number not in submitted]
         ready = deque((*self._ready, *cancelled))
         # No call between the three: either all of them happen or none.
         self._ready, self._queue, self._drawn = ready, deque(), deque()
@@ -288,11 +289,6 @@ class ProcessManager:
             raise RuntimeError(
                 f"this ProcessManager belongs to process {self._owner}, not to {os.getpid()}; make one of its own"
             )
-
-
-def _cancelled(task: Work) -> TaskResult:
-    detail = "ended by the caller before it started"
-    return TaskResult(task, success=False, exception=TaskCancelled(detail), outcome=Outcome.CANCELLED, detail=detail)
 
 
 GlasswallProcessManager = ProcessManager
