@@ -7,11 +7,11 @@ import itertools
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, PENDING, RUNNING
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from gwsandbox.client.executor_thread import Ending, ExecutorThread
 from gwsandbox.client.initializer import Initializer
@@ -21,8 +21,9 @@ from gwsandbox.client.task_queue import Submission
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome, TaskResult
-from gwsandbox.model.task import Command, Task, check_limits
+from gwsandbox.model.task import Command, CommandOutput, Task, check_limits
 
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
@@ -42,7 +43,7 @@ class SandboxFuture(Future[_R]):
         self._is_unwanted = False
 
     @property
-    def task_result(self) -> TaskResult | None:
+    def task_result(self) -> TaskResult[_R] | None:
         """The whole ``TaskResult`` once this is done, of a cancelled task too; ``None`` before."""
         task = self._task
         if self._task_result is None and task is not None and self.cancelled():
@@ -190,7 +191,21 @@ class SandboxExecutor(Executor):
 
     # --- tasks --------------------------------------------------------------------------------------
 
-    def submit(self, fn: Callable[..., _R] | Task | Command, /, *args: Any, **kwargs: Any) -> SandboxFuture[_R]:
+    @overload
+    def submit(self, fn: Command, /) -> SandboxFuture[CommandOutput]: ...
+
+    @overload
+    def submit(self, fn: Task[..., _R], /) -> SandboxFuture[_R]: ...
+
+    @overload
+    def submit(
+        self, fn: Callable[_P, Coroutine[Any, Any, _R]], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> SandboxFuture[_R]: ...
+
+    @overload
+    def submit(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> SandboxFuture[_R]: ...
+
+    def submit(self, fn: Callable[..., Any] | Task | Command, /, *args: Any, **kwargs: Any) -> SandboxFuture[Any]:
         """Run ``fn(*args, **kwargs)``, a ``Task`` or a ``Command``.
 
         Raises:
@@ -211,7 +226,7 @@ class SandboxExecutor(Executor):
         if self._initializer is not None and isinstance(task, Task):
             begun = self._initializer.begin(task)
         submission = Submission(begun, self._priority)
-        future: SandboxFuture[_R] = SandboxFuture(self._thread, submission, task)
+        future: SandboxFuture[Any] = SandboxFuture(self._thread, submission, task)
         self._thread.submit(submission, future)
         return future
 

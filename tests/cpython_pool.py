@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
-from gwsandbox.executor import SandboxExecutor
+from gwsandbox import SandboxExecutor
 from gwsandbox.model.errors import TransferError
 
 PACKAGE = "test.test_concurrent_futures"
