@@ -16,7 +16,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from itertools import starmap
 from typing import Any
 
