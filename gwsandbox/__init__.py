@@ -10,6 +10,8 @@
             print(result.outcome, result.detail)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from gwsandbox.manager import GlasswallProcessManager, ProcessManager
 from gwsandbox.model.errors import (
     CgroupError,
@@ -20,6 +22,7 @@ from gwsandbox.model.errors import (
     GuestFailed,
     GuestKilled,
     GuestSetupError,
+    InitializerFailed,
     OutputExceeded,
     RemoteError,
     RemoteTraceback,
@@ -32,6 +35,9 @@ from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Enforcement, Outcome, TaskResult, Usage
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.run import run
+
+if TYPE_CHECKING:
+    from gwsandbox.executor import SandboxExecutor
 
 __version__ = "0.2.0"  # the one place: pyproject.toml reads it from here, and a test holds CHANGELOG.md against it
 
@@ -49,6 +55,7 @@ __all__ = [
     "GuestKilled",
     "GuestSetupError",
     "Hardening",
+    "InitializerFailed",
     "Limits",
     "Outcome",
     "OutputExceeded",
@@ -56,6 +63,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "SandboxError",
+    "SandboxExecutor",
     "Task",
     "TaskCancelled",
     "TaskResult",
@@ -63,3 +71,12 @@ __all__ = [
     "Usage",
     "run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What imports ``threading`` is imported when it is asked for: every fork of a process that has it costs more."""
+    if name == "SandboxExecutor":
+        from gwsandbox.executor import SandboxExecutor  # noqa: PLC0415 - as said
+
+        return SandboxExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

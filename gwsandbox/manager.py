@@ -10,16 +10,14 @@ from itertools import islice, repeat, starmap
 from types import TracebackType
 from typing import Literal, Self
 
-from gwsandbox.backends.choose import find_backend, rlimit_degrades, warn_degraded
-from gwsandbox.backends.rlimit import RlimitBackend
+from gwsandbox.client.parameters import Parameters, check_task
+from gwsandbox.client.results import never_started
 from gwsandbox.client.session import Session
-from gwsandbox.model.errors import CgroupError, TaskCancelled
-from gwsandbox.model.hardening import Hardening, check_hardening
-from gwsandbox.model.limits import GIB, LARGEST_SIZE, LONGEST_SECONDS, MOST_WORKERS, Limits, check_count, check_number
-from gwsandbox.model.options import RunOptions
-from gwsandbox.model.result import Outcome, TaskResult
-from gwsandbox.model.task import Command, Task, check_limits
-from gwsandbox.model.text import shorten
+from gwsandbox.model.errors import CgroupError
+from gwsandbox.model.hardening import Hardening
+from gwsandbox.model.limits import Limits
+from gwsandbox.model.result import TaskResult
+from gwsandbox.model.task import Command, Task
 
 # Orders that a supervisor has beyond its slots, so that a slot that comes free is filled at once.
 _AHEAD_PER_WORKER = 2
@@ -74,21 +72,27 @@ class ProcessManager:
         _grace_seconds: float = 0.0,
         _wait: Callable[[int, ProcessManager], None] | None = None,
     ) -> None:
-        if start_method not in {"fork", "forkserver"}:
-            raise ValueError(f"start_method must be 'fork' or 'forkserver', not {start_method!r}")
-        self.max_workers = _workers(max_workers)
-        self.worker_timeout_seconds = _plain(worker_timeout_seconds, "worker_timeout_seconds")
-        self.memory_limit_in_gib = _plain(memory_limit_in_gib, "memory_limit_in_gib")
-        self.limits = _limits(limits, self.worker_timeout_seconds, self.memory_limit_in_gib)
-        self.hardening = _existing_user(check_hardening(hardening))
-        self.start_method = start_method
-        if self.hardening.needs_clean_interpreter and not _pass_through:  # with which there are programs only
-            self.start_method = "forkserver"
-        self.preload = _module_names(preload, self.start_method)
+        self._parameters = Parameters(
+            max_workers=max_workers,
+            worker_timeout_seconds=worker_timeout_seconds,
+            memory_limit_in_gib=memory_limit_in_gib,
+            limits=limits,
+            hardening=hardening,
+            backend=backend,
+            start_method=start_method,
+            preload=preload,
+            pass_through=_pass_through,
+            grace_seconds=_grace_seconds,
+            stacklevel=2,
+        )
+        self.max_workers = self._parameters.max_workers
+        self.worker_timeout_seconds = self._parameters.worker_timeout_seconds
+        self.memory_limit_in_gib = self._parameters.memory_limit_in_gib
+        self.limits = self._parameters.limits
+        self.hardening = self._parameters.hardening
+        self.start_method = self._parameters.start_method
+        self.preload = self._parameters.preload
         self.task_results: list[TaskResult] = []
-        self._backend, self._refused = find_backend(backend)
-        self._warn_if_degraded(self.limits, stacklevel=3)
-        self._may_degrade = backend == "auto"
         # Ctrl-C may come between any two bytecodes: see client/session.py for what follows from that.
         self._queue: deque[tuple[int, Work] | Iterator[Work]] = deque()
         self._drawn: deque[tuple[int, Work]] = deque()  # at most one, from the iterator at the head of the queue
@@ -96,10 +100,7 @@ class ProcessManager:
         self._session: Session | None = None
         self._numbers = itertools.count(1)
         self._owner = os.getpid()
-        # For the command line: the program keeps the caller's terminal, session and standard descriptors; it gets
-        # SIGTERM so many seconds before it is killed; and the command line waits for signals too.
-        self._pass_through = _pass_through
-        self._grace_seconds = _grace_seconds
+        # For the command line, which waits for signals too.
         self._wait = _wait
 
     # --- queueing -----------------------------------------------------------------------------------
@@ -110,8 +111,8 @@ class ProcessManager:
         Raises:
             TypeError: It is neither a ``Task`` nor a ``Command``.
         """
-        self._queue.append((next(self._numbers), _check_task(task)))
-        self._warn_of(task)
+        self._queue.append((next(self._numbers), check_task(task)))
+        self._parameters.warn_of(task, stacklevel=2)
 
     def queue_tasks(self, tasks: Iterable[Work]) -> None:
         """Queue tasks from an iterable, which is drawn from only as slots come free, in this thread.
@@ -160,7 +161,7 @@ class ProcessManager:
         """
         submitted = set() if self._session is None else self._session.submitted()
         waiting = [*self._drawn, *(entry for entry in self._queue if isinstance(entry, tuple))]
-        cancelled = [_cancelled(task) for number, task in waiting if number not in submitted]
+        cancelled = [never_started(task) for number, task in waiting if number not in submitted]
         ready = deque((*self._ready, *cancelled))
         # No call between the three: either all of them happen or none.
         self._ready, self._queue, self._drawn = ready, deque(), deque()
@@ -208,17 +209,6 @@ class ProcessManager:
                 self._queue.popleft()
         session.flush()
 
-    def _warn_of(self, task: Work) -> None:
-        """Warn where this is the first task with a limit of its own that is held less than fully."""
-        if self._refused is not None and task.limits is not None and task.limits.requested():
-            self._warn_if_degraded(task.limits, stacklevel=4)
-
-    def _warn_if_degraded(self, limits: Limits, *, stacklevel: int) -> None:
-        """Warn once, unless ``limits`` are some, and each of them is held fully."""
-        if self._refused is not None and (not limits.requested() or rlimit_degrades(limits)):
-            refused, self._refused = self._refused, None
-            warn_degraded(refused, stacklevel=stacklevel)
-
     def _has_room(self, session: Session) -> bool:
         return session.unfinished + len(self._ready) < self.max_workers * (1 + _AHEAD_PER_WORKER)
 
@@ -235,7 +225,7 @@ class ProcessManager:
         if not self._drawn:
             return False
         try:
-            self._warn_of(_check_task(self._drawn[0][1]))
+            self._parameters.warn_of(check_task(self._drawn[0][1]), stacklevel=2)
         except TypeError:
             self._drawn.clear()
             raise
@@ -243,27 +233,13 @@ class ProcessManager:
 
     def _start_session(self) -> None:
         inherited_tasks = dict(entry for entry in self._queue if isinstance(entry, tuple))
-        options = RunOptions(
-            max_workers=self.max_workers,
-            limits=self.limits,
-            start_method=self.start_method,
-            timeout_seconds=self.worker_timeout_seconds,
-            memory_limit_in_gib=self.memory_limit_in_gib,
-            pass_through=self._pass_through,
-            grace_seconds=self._grace_seconds,
-            preload=self.preload,
-            hardening=self.hardening,
-        )
         # Kept before it is started: whatever interrupts that, it is closed.
-        self._session = Session(self._backend, options, inherited_tasks, self._ready)
+        self._session = self._parameters.session(inherited_tasks, self._ready)
         try:
             self._session.start()
         except CgroupError as error:
             self._close_session()
-            if not self._may_degrade:
-                raise
-            self._backend, self._refused = RlimitBackend(), error
-            self._warn_if_degraded(self.limits, stacklevel=5)
+            self._parameters.degrade(error, stacklevel=4)
             self._start_session()
         except BaseException:
             self._close_session()
@@ -313,68 +289,6 @@ class ProcessManager:
             raise RuntimeError(
                 f"this ProcessManager belongs to process {self._owner}, not to {os.getpid()}; make one of its own"
             )
-
-
-def _check_task(task: object) -> Work:
-    if not isinstance(task, Task | Command):
-        raise TypeError(f"a task must be a Task or a Command, not {type(task).__name__}: {shorten(task)}")
-    return task
-
-
-def _cancelled(task: Work) -> TaskResult:
-    detail = "ended by the caller before it started"
-    return TaskResult(task, success=False, exception=TaskCancelled(detail), outcome=Outcome.CANCELLED, detail=detail)
-
-
-def _workers(max_workers: int | None) -> int:
-    number = check_count(0 if max_workers is None else max_workers, "max_workers")
-    if number > MOST_WORKERS:
-        raise ValueError(f"max_workers of {number} is more than any machine can run at a time ({MOST_WORKERS})")
-    return number or len(os.sched_getaffinity(0))
-
-
-def _existing_user(hardening: Hardening) -> Hardening:
-    if hardening.user not in {None, "slot"}:
-        import pwd  # noqa: PLC0415 - of no other use
-
-        try:
-            pwd.getpwnam(str(hardening.user))
-        except KeyError:
-            raise ValueError(f"hardening has user={hardening.user!r}, and there is no such user") from None
-    return hardening
-
-
-def _module_names(preload: Iterable[str], start_method: str) -> tuple[str, ...]:
-    if isinstance(preload, str):
-        raise TypeError(f"preload must be names of modules, as in preload=({preload!r},), and not one str")
-    names = tuple(preload)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"preload must be names of modules, not {type(name).__name__}: {shorten(name)}")
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise ValueError(f"preload has {name!r}, which is no name of a module")
-    if names and start_method != "forkserver":
-        raise ValueError(
-            "preload goes with start_method='forkserver'; with 'fork' guests have what the caller has imported"
-        )
-    return names
-
-
-def _plain(number: float | None, name: str) -> float | None:
-    return None if number is None else check_number(number, name)
-
-
-def _limits(limits: Limits | None, timeout: float | None, memory_in_gib: float | None) -> Limits:
-    """All limits as one; the two that existing scripts give by position are named in errors as they know them."""
-    memory = None
-    if memory_in_gib is not None:
-        in_bytes = memory_in_gib * GIB
-        if 0 < in_bytes < 1 or in_bytes > LARGEST_SIZE:
-            raise ValueError(f"memory_limit_in_gib of {memory_in_gib!r} is no size that a machine has")
-        memory = int(in_bytes)
-    if timeout is not None and timeout > LONGEST_SECONDS:
-        raise ValueError(f"worker_timeout_seconds of {timeout!r} is more than 31 years; the unit is seconds")
-    return (check_limits(limits) or Limits()).overridden_by(Limits(wall_seconds=timeout, memory=memory))
 
 
 GlasswallProcessManager = ProcessManager

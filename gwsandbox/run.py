@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import TaskResult
-from gwsandbox.model.task import Command, Task
+from gwsandbox.model.task import Command, CommandOutput, Task
+
+R = TypeVar("R")
+
+
+class _Options(TypedDict, total=False):
+    limits: Limits | None
+    hardening: Hardening | None
+    backend: Literal["auto", "cgroup", "rlimit"]
+    start_method: Literal["fork", "forkserver"]
+
+
+@overload
+def run(task_or_func: Command, **options: Unpack[_Options]) -> TaskResult[CommandOutput]: ...
+
+
+@overload
+def run(task_or_func: Task[..., R], **options: Unpack[_Options]) -> TaskResult[R]: ...
+
+
+@overload
+def run(
+    task_or_func: Callable[..., Coroutine[Any, Any, R]],
+    args: Iterable[Any] | None = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Unpack[_Options],
+) -> TaskResult[R]: ...
+
+
+@overload
+def run(
+    task_or_func: Callable[..., R],
+    args: Iterable[Any] | None = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Unpack[_Options],
+) -> TaskResult[R]: ...
 
 
 def run(

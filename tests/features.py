@@ -82,6 +82,12 @@ def _library(name: str) -> str:
     return "" if importlib.util.find_spec(name) else "not installed"
 
 
+def _cpython_tests() -> str:
+    if importlib.util.find_spec("test") and importlib.util.find_spec("test.test_concurrent_futures"):
+        return ""
+    return "the interpreter has no tests of concurrent.futures (on Debian: libpython3-testsuite)"
+
+
 def _vm() -> str:
     """For tests that install units and users: a machine of scripts/vm, with systemd and as root."""
     if os.uname().nodename != "gwsandbox-vm":
@@ -101,6 +107,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "gevent": functools.partial(_library, "gevent"),
     "eventlet": functools.partial(_library, "eventlet"),
     "joblib": functools.partial(_library, "joblib"),
+    "cpython_tests": _cpython_tests,
     "vm": _vm,
 }
 

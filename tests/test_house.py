@@ -26,7 +26,7 @@ FLOORS = [
     {"guest"},
     {"supervisor"},
     {"client"},
-    {"memory_usage", "manager", "importer"},
+    {"memory_usage", "manager", "importer", "executor"},
     {"run"},
     {"__init__"},
     {"service"},

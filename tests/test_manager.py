@@ -745,9 +745,9 @@ def test_run_takes_a_function_a_task_or_a_command(backend: BackendName) -> None:
 
 def test_run_refuses_arguments_for_what_has_its_own() -> None:
     with pytest.raises(TypeError, match="args and kwargs go with a function"):
-        run(Task(square, (1,)), (2,), backend="rlimit")
+        run(Task(square, (1,)), (2,), backend="rlimit")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="func must be callable"):
-        run(5, backend="rlimit")  # type: ignore[arg-type]
+        run(5, backend="rlimit")  # type: ignore[call-overload]
 
 
 def test_the_name_that_existing_scripts_use() -> None:

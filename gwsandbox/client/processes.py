@@ -36,6 +36,17 @@ _SIGNALS = signal.valid_signals()
 
 # Those of this process; a fork of it for one of them closes what belongs to any.
 _known: weakref.WeakSet[Processes] = weakref.WeakSet()
+_private: set[tuple[int, int]] = set()  # pid of the caller, and a descriptor that it waits by
+
+
+def keep_private(fd: int) -> None:
+    """Keep a descriptor of the caller's from guests, which could keep the caller from waking up."""
+    _private.add((os.getpid(), fd))
+
+
+def forget_private(fd: int) -> None:
+    """To be called before a descriptor is closed that ``keep_private`` has kept."""
+    _private.discard((os.getpid(), fd))
 
 
 class Processes:
@@ -56,6 +67,7 @@ class Processes:
         self.memfds: deque[int] = deque()  # on their way to the supervisor
         self.epoll: select.epoll | None = None
         self.reaper_status: int | None = None
+        self._watches_room = False
         _known.add(self)
 
     # --- starting -----------------------------------------------------------------------------------
@@ -143,6 +155,12 @@ class Processes:
         poll.register(self.epoll.fileno(), select.POLLIN)
         poll.poll()
 
+    def watch_room(self, *, wanted: bool) -> None:
+        """Whether the epoll can be read when the socket can be written, too."""
+        if wanted is not self._watches_room and self.epoll is not None and not self.epoll.closed:
+            self.epoll.modify(self._ends[0], select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+            self._watches_room = wanted
+
     def send_no_more(self) -> None:
         """Say that nothing more will be sent: the supervisor ends what runs, and itself."""
         if self._ends:
@@ -220,7 +238,8 @@ def _descriptors(caller: int) -> set[int]:
     A fork of it knows them as well, but there the numbers may have come to mean something else.
     """
     known = [processes for processes in _known if processes._options.caller == caller]
-    return set(chain.from_iterable(processes._descriptors() for processes in known))
+    found = set(chain.from_iterable(processes._descriptors() for processes in known))
+    return found | {fd for owner, fd in _private if owner == caller}
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import NOT_STARTED, Enforcement, Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.model.text import shorten_detail
-from gwsandbox.model.verdict import Delivery
+from gwsandbox.model.verdict import NEVER_STARTED, Delivery
 
 _BESIDE_THREADS = (
     "perhaps it waited for a lock: the caller was forked beside {} more threads, and what they held stays locked in a "
@@ -42,6 +42,12 @@ _EXCEPTIONS: dict[Outcome, type[Exception]] = {
     Outcome.KILLED: GuestKilled,
     Outcome.CANCELLED: TaskCancelled,
 }
+
+
+def never_started(task: Task | Command) -> TaskResult:
+    """The result of a task that was cancelled before a supervisor knew of it."""
+    error = TaskCancelled(NEVER_STARTED)
+    return TaskResult(task, success=False, exception=error, outcome=Outcome.CANCELLED, detail=NEVER_STARTED)
 
 
 def make_result(

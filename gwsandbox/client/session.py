@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import starmap
 from typing import Any
 
@@ -29,13 +29,14 @@ from gwsandbox.client.uninterrupted import close_all, store
 from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import LOST, Confined, Ended, Order, Packet, Report, Sent, Signal, Started
+from gwsandbox.ipc.channel import LOST, Cancel, Confined, Ended, Order, Packet, Report, Sent, Signal, Started
 from gwsandbox.linux import unpatched
 from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
+from gwsandbox.model.verdict import NEVER_STARTED
 from gwsandbox.supervisor.bootstrap import PRELOAD_REMEDY
 
 _ORDERS_TOGETHER = 256  # in one packet; each is some 100 bytes without its work
@@ -80,6 +81,7 @@ class Session:
         self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order
         self._orders: deque[tuple[Order, bytes | None]] = deque()
+        self._cancels: deque[Cancel] = deque()
         self._next_order = 1
         self.last_number = 0
         self._processes = Processes(backend, self._options)
@@ -159,14 +161,45 @@ class Session:
             return task
         return call.pack_task(task, by_value=self._options.start_method != "fork")
 
-    def flush(self) -> None:
-        """Send what was submitted, waiting while the supervisor takes nothing."""
+    def cancel_tasks(self, numbers: Collection[int], *, begun: bool = True) -> None:
+        """End some tasks, each of which still gets its result; to be sent by ``flush``.
+
+        Args:
+            numbers: Of the tasks, as they were submitted.
+            begun: Whether those are meant too whose time has begun.
+        """
+        wanted = {order for order, (number, _) in self._unfinished.items() if number in numbers}
+        unsent = {order.number for order, _ in self._orders} & wanted
+        for number in unsent:
+            self._fail(number, Report(number, Outcome.CANCELLED, NEVER_STARTED))
+        self._orders = deque(entry for entry in self._orders if entry[0].number not in unsent)
+        if sent := wanted - unsent:
+            self._cancels.append(Cancel(tuple(sent), begun))
+
+    def flush(self, *, wait: bool = True) -> None:
+        """Send what was submitted and cancelled.
+
+        Args:
+            wait: Whether to wait while the supervisor takes nothing. Otherwise ``fileno`` can be read when it does.
+        """
+        self._flush_orders(wait=wait)
+        while self._cancels and not self._orders and not self.lost:
+            try:
+                self._send(channel.pack(self._cancels[0], self._processes.memfds), wait=wait)
+            except (BlockingIOError, BrokenPipeError):
+                break
+            finally:
+                close_all(self._processes.memfds)
+            self._cancels.popleft()
+        self._processes.watch_room(wanted=bool(self._orders or self._cancels) and not self.lost)
+
+    def _flush_orders(self, *, wait: bool) -> None:
         while self._orders and not self.lost:
             together = self._next_packet()
             try:
-                self._send_orders(together)
-            except BrokenPipeError:
-                return  # the next look for results finds it lost
+                self._send_orders(together, wait=wait)
+            except (BlockingIOError, BrokenPipeError):
+                return  # there is no room now; or the next look for results finds it lost
             except (OSError, MemoryError) as error:
                 if is_not_now(error) and self.unfinished > len(self._orders):
                     return  # what runs gives back something
@@ -195,25 +228,28 @@ class Session:
                 break
         return together
 
-    def _send_orders(self, orders: list[Order]) -> None:
+    def _send_orders(self, orders: list[Order], *, wait: bool) -> None:
         large, memfds = self._orders[0][1], self._processes.memfds
         try:
             descriptor = None if large is None else call.store(large, "gwsandbox-task", memfds)
-            self._send(channel.pack(orders, memfds, descriptor))
+            self._send(channel.pack(orders, memfds, descriptor), wait=wait)
         finally:
             close_all(memfds)
 
-    def _send(self, packet: Packet) -> None:
+    def _send(self, packet: Packet, *, wait: bool = True) -> None:
         """Send a packet, waiting as long as the supervisor lives and takes nothing.
 
         Raises:
-            BrokenPipeError: It is gone. OSError: The kernel refuses the packet.
+            BrokenPipeError: It is gone. BlockingIOError: It takes nothing, and nobody wants to wait.
+            OSError: The kernel refuses the packet.
         """
         while (sent := self._processes.send(packet)) is not Sent.DONE:
             if sent is Sent.LATER:
                 self._send_patience.bear(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
                 time.sleep(_LATER_SECONDS)
                 self._receive(0)
+            elif not wait:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             else:
                 self._processes.await_room()  # or for that which makes room
                 self._receive(0)
@@ -247,7 +283,7 @@ class Session:
     def results_now(self) -> list[TaskResult]:
         """What has come; does not wait. May be empty."""
         self._receive(0)
-        self.flush()
+        self.flush(wait=False)
         found = list(self.results)
         self.results.clear()
         return found
@@ -338,7 +374,7 @@ class Session:
 
     def _report_lost(self) -> None:
         for number in list(self._unfinished):
-            report = Report(number, Outcome.CANCELLED, "ended by the caller before it started")
+            report = Report(number, Outcome.CANCELLED, NEVER_STARTED)
             if not self.cancelled:
                 error = self._failure or SandboxError(
                     "the supervisor process ended before its time",

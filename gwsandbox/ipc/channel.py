@@ -76,6 +76,18 @@ class Signal(NamedTuple):
     signal: int
 
 
+class Cancel(NamedTuple):
+    """Caller to supervisor: end some orders, each of which still gets its report.
+
+    Args:
+        numbers: Of the orders. Those that have a report by now are left out.
+        begun: Whether those are meant too whose time has begun.
+    """
+
+    numbers: tuple[int, ...]
+    begun: bool = True
+
+
 class Report(NamedTuple):
     """Supervisor to caller: how one attempt ended.
 
@@ -130,7 +142,7 @@ class Confined(NamedTuple):
     held: Mapping[str, str]
 
 
-Message = Sequence[Order] | Signal | Report | Started | Ended | Confined
+Message = Sequence[Order] | Signal | Cancel | Report | Started | Ended | Confined
 
 
 # Nearly all orders of a run have the same limits: they are pickled once, travel as bytes, and are unpickled once.
@@ -186,7 +198,7 @@ def pack(message: Message, memfds: deque[int], descriptor: int | None = None) ->
 def _number(message: Message) -> int:
     if isinstance(message, Report):
         return message.number
-    return 0 if isinstance(message, Signal | Started | Ended | Confined) else message[0].number
+    return 0 if isinstance(message, Signal | Cancel | Started | Ended | Confined) else message[0].number
 
 
 class Received(NamedTuple):
@@ -316,7 +328,7 @@ class Channel:
         while self._outbox:
             self._drop_first()
 
-    def receive(self) -> list[Order] | Signal | None:
+    def receive(self) -> list[Order] | Signal | Cancel | None:
         """What one packet holds, without waiting; ``None`` where none has come.
 
         Each order has its own descriptor, or ``LOST`` where this process has as many open as it may.
@@ -336,7 +348,7 @@ class Channel:
         if not data:
             raise EOFError
         received = unpack(data, ancillary, flags)
-        if isinstance(received.message, Signal):
+        if isinstance(received.message, Signal | Cancel):
             return received.message
         return self._orders_in(received, number_of(data), descriptors_of(ancillary))
 

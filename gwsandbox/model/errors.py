@@ -11,6 +11,7 @@ Whose fault it is shows in the type::
       GuestKilled           a signal from outside, or an out-of-memory kill that was not its own limit's
       CpuTimeExceeded       its CPU-time limit
       OutputExceeded        its output limit
+      InitializerFailed     an executor's initializer raised in its guest
       TaskCancelled         the caller ended it
       TransferError         its arguments, result or exception could not travel between processes
         RemoteError         stands for its exception, whose own class is not to be had in this process
@@ -96,6 +97,10 @@ class CpuTimeExceeded(GuestError):
 
 class OutputExceeded(GuestError):
     """The guest wrote more to stdout and stderr than its output limit."""
+
+
+class InitializerFailed(GuestError):
+    """The initializer of an executor raised in the guest, and the function was not called."""
 
 
 class TaskCancelled(GuestError):

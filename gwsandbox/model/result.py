@@ -6,9 +6,9 @@ import enum
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
-from gwsandbox.model.task import Command, Task
+from gwsandbox.model.task import Command, R, Task
 from gwsandbox.model.text import shorten
 
 
@@ -94,7 +94,7 @@ NOT_STARTED = Enforcement(backend="none")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TaskResult:
+class TaskResult(Generic[R]):
     """How a task ended, what it gave and what it used. Every field is always present.
 
     ``start_time`` and ``end_time`` are the guest's, in seconds since the Epoch (``None`` where it never
@@ -105,7 +105,7 @@ class TaskResult:
 
     task: Task | Command
     success: bool
-    result: Any = None
+    result: R = None  # type: ignore[assignment] # None wherever the task has not succeeded
     exception: BaseException | None = None
     exit_code: int | None = None
     timeout_seconds: float | None = None

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from gwsandbox.model.declared import check_declared
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.text import shorten
 
+if TYPE_CHECKING:
+    # A bare ``Task`` is one of any function. Defaults of type variables are the checker's here, and Python 3.13's.
+    from typing_extensions import ParamSpec, TypeVar
 
-class Task:
+    P = ParamSpec("P", default=...)
+    R = TypeVar("R", default=Any, covariant=True)  # noqa: PLC0105 - as in Task[P, R]
+else:
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R", covariant=True)  # noqa: PLC0105 - as in Task[P, R]
+
+
+class Task(Generic[P, R]):
     """A call of ``func(*args, **kwargs)`` to be made in a process of its own.
 
     Args:
@@ -29,6 +41,31 @@ class Task:
     """
 
     __slots__ = ("args", "func", "kwargs", "limits", "returns")
+
+    func: Callable[P, R]
+
+    # Of no parameters in particular: the checkers' join of tasks of two functions would be ``object`` otherwise.
+    @overload
+    def __init__(
+        self: Task[..., R],
+        func: Callable[..., Coroutine[Any, Any, R]],
+        args: Iterable[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        limits: Limits | None = None,
+        returns: Iterable[type] = (),
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Task[..., R],
+        func: Callable[..., R],
+        args: Iterable[Any] | None = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        limits: Limits | None = None,
+        returns: Iterable[type] = (),
+    ) -> None: ...
 
     def __init__(
         self,

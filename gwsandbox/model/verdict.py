@@ -22,6 +22,9 @@ from gwsandbox.model.text import format_size
 GRACE_SECONDS = 2
 """Whole seconds that a guest has, after its function is done, for its threads, exit functions and last output."""
 
+NEVER_STARTED = "ended by the caller before it started"
+"""The detail of a task that was cancelled before its time began."""
+
 RESULT_LOST = 113
 """Exit code of a guest that found its result descriptor closed or replaced when it wanted to write its record."""
 

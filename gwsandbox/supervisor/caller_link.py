@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from gwsandbox.ipc.channel import Channel, Message, Order, Report, Sent, Signal
+from gwsandbox.ipc.channel import Cancel, Channel, Message, Order, Report, Sent, Signal
 from gwsandbox.linux.errnos import Patience
 from gwsandbox.model.result import Outcome
+from gwsandbox.model.verdict import NEVER_STARTED
 from gwsandbox.supervisor.attempt import failure
 from gwsandbox.supervisor.event_loop import EventLoop
 from gwsandbox.supervisor.reserve import Reserve
@@ -39,6 +40,7 @@ class CallerLink:
         reserve: The supervisor's.
         closed: Called once, when the caller wants no more or is gone.
         signalled: Gets each signal for the guests; whether the run goes on.
+        cancelled: Gets the orders to be ended, once those that waited here are.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class CallerLink:
         *,
         closed: Callable[[], None],
         signalled: Callable[[int], bool],
+        cancelled: Callable[[Cancel], None],
     ) -> None:
         self.orders: deque[Order] = deque()
         self.is_closed = False
@@ -59,6 +62,7 @@ class CallerLink:
         self._reserve = reserve
         self._closed = closed
         self._signalled = signalled
+        self._cancelled = cancelled
         self._mask = 0
         self._resend_at: float | None = None
         self._receive_at: float | None = None
@@ -103,7 +107,9 @@ class CallerLink:
         """Take what the caller asks for, as long as there is room for the descriptors that come along."""
         try:
             while self._may_receive() and (received := self._receive_packet()) is not None:
-                if not isinstance(received, Signal):
+                if isinstance(received, Cancel):
+                    self._withdraw(received)
+                elif not isinstance(received, Signal):
                     self.orders.extend(received)
                 elif not self._signalled(received.signal):
                     self.close_down()
@@ -114,7 +120,15 @@ class CallerLink:
             self._receive_patience.bear(error)
             self._receive_at = time.monotonic() + _LATER_SECONDS
 
-    def _receive_packet(self) -> list[Order] | Signal | None:
+    def _withdraw(self, cancel: Cancel) -> None:
+        """The caller wants some orders no more."""
+        numbers = set(cancel.numbers)
+        for order in [order for order in self.orders if order.number in numbers]:
+            self.orders.remove(order)
+            self.cancel(order)
+        self._cancelled(cancel)
+
+    def _receive_packet(self) -> list[Order] | Signal | Cancel | None:
         if self._reserve.descriptors >= _FEW_DESCRIPTORS:
             return self._channel.receive()
         return self._reserve.use_at_once(self._channel.receive)  # a descriptor that finds no place is lost for good
@@ -143,7 +157,7 @@ class CallerLink:
     def cancel(self, order: Order) -> None:
         """Report that an order was never started."""
         order.close()
-        self.report(Report(order.number, Outcome.CANCELLED, "ended by the caller before it started"))
+        self.report(Report(order.number, Outcome.CANCELLED, NEVER_STARTED))
 
     @property
     def is_clogged(self) -> bool:

@@ -125,6 +125,11 @@ class Launcher:
         held = [] if self._held is None else [self._held[0]]
         return [*self.starting, *self.ready, *self.abandoned, *held]
 
+    def waiting(self) -> set[int]:
+        """Numbers of the orders whose guests wait or are being born."""
+        held = [] if self._held is None else [self._held[0]]
+        return {attempt.order.number for attempt in (*self.starting, *self.ready, *held)}
+
     def has_births(self) -> bool:
         """Whether the zygote may have forked a guest that is not known yet."""
         return bool(self.starting)

@@ -61,7 +61,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
-from gwsandbox.ipc.channel import LOST, Channel, Confined, Ended, Order
+from gwsandbox.ipc.channel import LOST, Cancel, Channel, Confined, Ended, Order
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
@@ -116,6 +116,7 @@ class Supervisor:
             note_confinement=self._note_confinement,
         )
         self._attempts: dict[int, Attempt] = {}
+        self._unwanted: set[int] = set()  # orders that were cancelled while their guests were born or waited
         self._signals = GuestSignals(self._attempts)
         self._link = CallerLink(
             channel,
@@ -124,6 +125,7 @@ class Supervisor:
             self._reserve,
             closed=self._close_down,
             signalled=self._signals.send,
+            cancelled=self._cancel,
         )
 
     def run(self) -> None:
@@ -215,6 +217,13 @@ class Supervisor:
         for attempt in list(self._attempts.values()):
             self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
 
+    def _cancel(self, cancel: Cancel) -> None:
+        """The caller wants some tasks no more: those that have begun end now, the others before they begin."""
+        self._unwanted |= self._launcher.waiting().intersection(cancel.numbers)
+        for number in cancel.numbers if cancel.begun else ():
+            if (attempt := self._attempts.get(number)) is not None:
+                self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
+
     def _note_confinement(self, held: dict[str, str]) -> None:
         """Tell the caller what holds the run's hardening; where that is too little, nothing is run."""
         required = self._options.hardening.require & self._options.hardening.mechanisms()
@@ -239,11 +248,13 @@ class Supervisor:
             if not self._throttle.is_hopeless:
                 self._requeue(order)
                 return
+        self._unwanted.discard(order.number)
         self._link.fail(order, error)
 
     def _requeue(self, order: Order) -> None:
         """Its guest could not do anything yet: it is the next to be tried once more."""
-        if self._link.is_closed:
+        if self._link.is_closed or order.number in self._unwanted:
+            self._unwanted.discard(order.number)
             self._link.cancel(order)
         else:
             self._link.orders.appendleft(order)
@@ -283,24 +294,32 @@ class Supervisor:
     def _begin_ready(self) -> None:
         """Let waiting guests begin, while there are free slots."""
         ready = self._launcher.ready
+        if self._unwanted:
+            for attempt in [attempt for attempt in ready if attempt.order.number in self._unwanted]:
+                ready.remove(attempt)
+                self._admit(attempt)
         slots = 0 if self._signals.is_paused else self._options.max_workers
         while ready and (self._link.is_closed or len(self._attempts) < slots):
-            attempt = ready.popleft()
-            self._attempts[attempt.order.number] = attempt
-            self._guard(attempt, functools.partial(self._begin, attempt))
+            self._admit(ready.popleft())
+
+    def _admit(self, attempt: Attempt) -> None:
+        self._attempts[attempt.order.number] = attempt
+        self._guard(attempt, functools.partial(self._begin, attempt))
 
     def _begin(self, attempt: Attempt) -> None:
-        """The task's time begins."""
+        """The task's time begins; one that nobody wants any more ends before it has done anything."""
+        is_unwanted = self._link.is_closed or attempt.order.number in self._unwanted
+        self._unwanted.discard(attempt.order.number)
         self._throttle.succeeded()
         attempt.start_time, attempt.started = time.time(), time.monotonic()
         wall, first = attempt.requested.get("wall_seconds"), attempt.sandbox.first_check
         attempt.deadline = None if wall is None else attempt.started + wall
         attempt.next_check = None if first is None else attempt.started + first
-        if not self._link.is_closed:  # else it is about to be killed, and shall have done nothing
+        if not is_unwanted:
             self._reserve.use(functools.partial(os.eventfd_write, attempt.start_event, 1))
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
-        if self._link.is_closed:
+        if is_unwanted:
             self._end(attempt, Reason.CANCELLED)
 
     # --- one attempt --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from support import PACE, BackendName, is_running, run_all, run_one, run_open, run_task, sleep_for_ever, times
@@ -330,6 +331,6 @@ def use_subprocess() -> list[int]:
 
 
 @pytest.mark.parametrize("use", [use_multiprocessing, use_threads, use_asyncio, use_subprocess])
-def test_tasks_may_use_processes_and_threads_themselves(backend: BackendName, use: object) -> None:
-    result = run_task(backend, Task(use))  # type: ignore[arg-type]
+def test_tasks_may_use_processes_and_threads_themselves(backend: BackendName, use: Callable[[], object]) -> None:
+    result = run_task(backend, Task(use))
     assert result.result == [0, 1, 4, 9, 16], result
