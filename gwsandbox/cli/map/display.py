@@ -29,6 +29,8 @@ class Display:
     """
 
     def __init__(self, total: int, suspensions: SignalQueue) -> None:
+        self._waiting: dict[int, CommandOutput] = {}
+        self._next = 0
         self._suspensions = suspensions
         self._output = GuestOutput()
         self._progress = Progress(total)
@@ -48,6 +50,8 @@ class Display:
         self._undo.close()
 
     def _finish(self) -> None:
+        for place in sorted(self._waiting):
+            self._show(self._waiting.pop(place))
         self._output.pass_on(self._progress.guest_line, at_end=True)
         self._failures.print_due(everything=True)
 
@@ -78,8 +82,22 @@ class Display:
             self._failures.add(path, result)
         self._progress.advance()
 
-    def show(self, output: CommandOutput) -> None:
-        """Print what a program wrote: escaped at a terminal, else as it is."""
+    def show(self, place: int | None, output: CommandOutput) -> None:
+        """Print what a task gave: escaped at a terminal, else as it is.
+
+        Args:
+            place: Of its input: what comes before is printed before. ``None``: it is printed at once.
+            output: What it gave.
+        """
+        if place is None:
+            self._show(output)
+            return
+        self._waiting[place] = output
+        while self._next in self._waiting:
+            self._show(self._waiting.pop(self._next))
+            self._next += 1
+
+    def _show(self, output: CommandOutput) -> None:
         for stream, data in ((sys.stdout, output.stdout), (sys.stderr, output.stderr)):
             if not data:
                 continue

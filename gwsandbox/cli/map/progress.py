@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self, TextIO
 
-from gwsandbox.cli.messages import say
+from gwsandbox.cli.map.closing import peak_of, seconds_of
+from gwsandbox.cli.messages import note
 from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.result import Outcome, TaskResult
-from gwsandbox.model.text import format_size, shown
+from gwsandbox.model.text import shown
 
 PREFIX = "gwsandbox map: "
 _SECONDS_BETWEEN_REFRESHES = 0.1
@@ -41,6 +42,8 @@ class Counts:
         unreadable: Files in folders that cannot be read, and were left out.
         skipped: Inputs that an earlier run finished.
         failed_before: Of the skipped, those that did not succeed.
+        retries: Attempts of this run that were followed by another one.
+        stopped: Inputs whose tasks --fail-fast has ended.
         outcomes: Inputs that this run finished, by outcome.
     """
 
@@ -48,6 +51,8 @@ class Counts:
     unreadable: int = 0
     skipped: int = 0
     failed_before: int = 0
+    retries: int = 0
+    stopped: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
 
     @property
@@ -66,6 +71,8 @@ class Counts:
             parts.append(f"{self.skipped} skipped")
         if self.unreadable:
             parts.append(f"{self.unreadable} not readable")
+        if self.retries:
+            parts.append(f"{self.retries} further attempt{'' if self.retries == 1 else 's'}")
         text = f"{', '.join(parts)} in {seconds:.1f} s"
         if self.failed_before:
             text += f"; {self.failed_before} of the skipped did not succeed: --retry-failed does them again"
@@ -110,7 +117,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         if self._bar is None:
-            say(text, prefix="")
+            note(text, prefix="")
         else:
             self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
@@ -148,15 +155,7 @@ def print_table(rows: Iterable[tuple[str, TaskResult]]) -> None:
     """Print outcome, time, peak memory and file of each input on stdout, sorted by file."""
     lines = [("OUTCOME", "TIME", "PEAK MEMORY", "FILE")]
     for path, result in sorted(rows, key=lambda row: row[0]):
-        peak = result.usage.memory_peak_bytes
-        lines.append(
-            (
-                result.outcome.name,
-                "-" if result.elapsed_time is None else f"{result.elapsed_time:.2f} s",
-                "-" if peak is None else format_size(peak),
-                shown(path),
-            )
-        )
+        lines.append((result.outcome.name, seconds_of(result), peak_of(result), shown(path)))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     print_lines(
         "\n".join(
