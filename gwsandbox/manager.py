@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from gwsandbox.backends.choose import find_backend, rlimit_degrades, warn_degraded
 from gwsandbox.backends.rlimit import RlimitBackend
-from gwsandbox.client.session import Session
+from gwsandbox.client.session import RunningTask, Session
 from gwsandbox.model.errors import CgroupError, TaskCancelled
 from gwsandbox.model.hardening import Hardening, check_hardening
 from gwsandbox.model.limits import GIB, LARGEST_SIZE, LONGEST_SECONDS, MOST_WORKERS, Limits, check_count, check_number
@@ -73,6 +73,7 @@ class ProcessManager:
         _pass_through: bool = False,
         _grace_seconds: float = 0.0,
         _wait: Callable[[int, ProcessManager], None] | None = None,
+        _says_begins: bool = False,
     ) -> None:
         if start_method not in {"fork", "forkserver"}:
             raise ValueError(f"start_method must be 'fork' or 'forkserver', not {start_method!r}")
@@ -101,6 +102,7 @@ class ProcessManager:
         self._pass_through = _pass_through
         self._grace_seconds = _grace_seconds
         self._wait = _wait
+        self._says_begins = _says_begins
 
     # --- queueing -----------------------------------------------------------------------------------
 
@@ -178,6 +180,10 @@ class ProcessManager:
         if self._session is not None:
             self._session.send_signal(number)
 
+    def _running(self) -> list[RunningTask]:
+        """The tasks whose time has begun and that have no result yet, the longest first."""
+        return [] if self._session is None else list(self._session.running.values())
+
     def _feed(self) -> None:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
         session = self._session
@@ -250,6 +256,7 @@ class ProcessManager:
             timeout_seconds=self.worker_timeout_seconds,
             memory_limit_in_gib=self.memory_limit_in_gib,
             pass_through=self._pass_through,
+            says_begins=self._says_begins,
             grace_seconds=self._grace_seconds,
             preload=self.preload,
             hardening=self.hardening,

@@ -7,13 +7,15 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from typing import Self
 
 from gwsandbox.cli.map.failures import Failures
 from gwsandbox.cli.map.guest_output import GuestOutput
-from gwsandbox.cli.map.progress import Progress
+from gwsandbox.cli.map.progress import Progress, RunningRow
 from gwsandbox.cli.map.target import hide_from_guests
 from gwsandbox.cli.signals import SignalQueue, suspend
+from gwsandbox.client.session import RunningTask
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import CommandOutput
@@ -26,14 +28,22 @@ class Display:
     Args:
         total: Number of inputs to work on.
         suspensions: Holds back the signal of Ctrl-Z.
+        row_of: The path and the limits of the input of a task that runs; ``None`` where it has ended.
     """
 
-    def __init__(self, total: int, suspensions: SignalQueue) -> None:
+    def __init__(
+        self,
+        total: int,
+        suspensions: SignalQueue,
+        row_of: Callable[[RunningTask], RunningRow | None],
+    ) -> None:
+        self._row_of = row_of
+        self._manager: ProcessManager | None = None
         self._waiting: dict[int, CommandOutput] = {}
         self._next = 0
         self._suspensions = suspensions
         self._output = GuestOutput()
-        self._progress = Progress(total)
+        self._progress = Progress(total, self._running)
         self._failures = Failures(self._progress.line)
         self._undo = contextlib.ExitStack()
 
@@ -57,11 +67,14 @@ class Display:
 
     def wait(self, fd: int, manager: ProcessManager) -> None:
         """Wait until ``fd`` can be read; meanwhile print what comes, and stop and go on with the guests at Ctrl-Z."""
+        self._manager = manager
         poll = select.poll()
         for source in (fd, self._suspensions.fileno(), *self._output.readers()):
             poll.register(source, select.POLLIN)
         while True:
-            seconds = self._failures.seconds_to_wait()
+            self._progress.draw()
+            waits = (self._failures.seconds_to_wait(), self._progress.seconds_to_wait())
+            seconds = min((wait for wait in waits if wait is not None), default=None)
             ready = [found for found, _ in poll.poll(None if seconds is None else seconds * 1000 + 1)]
             if self._suspensions.take():
                 manager._send_signal(signal.SIGSTOP)
@@ -72,6 +85,10 @@ class Display:
             if fd in ready:
                 return
 
+    def _running(self) -> list[RunningRow]:
+        running = [] if self._manager is None else self._manager._running()
+        return [row for row in map(self._row_of, running) if row is not None]
+
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         self._progress.line(text)
@@ -80,7 +97,7 @@ class Display:
         """Count a finished input, and print it where it failed."""
         if not result.success:
             self._failures.add(path, result)
-        self._progress.advance()
+        self._progress.advance(result.outcome)
 
     def show(self, place: int | None, output: CommandOutput) -> None:
         """Print what a task gave: escaped at a terminal, else as it is.

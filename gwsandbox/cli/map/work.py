@@ -11,13 +11,14 @@ from gwsandbox.cli.map.display import Display
 from gwsandbox.cli.map.inputs import Input
 from gwsandbox.cli.map.options import Request
 from gwsandbox.cli.map.outputs import NoOutput, Outputs
-from gwsandbox.cli.map.progress import PREFIX, Counts
+from gwsandbox.cli.map.progress import PREFIX, Counts, RunningRow, is_live
 from gwsandbox.cli.map.report_rows import ReportRows
 from gwsandbox.cli.map.retries import as_earlier, limits_of_attempt, may_retry
 from gwsandbox.cli.map.row import Content, PendingInput, content_of, make_row
 from gwsandbox.cli.map.target import Target
 from gwsandbox.cli.messages import OWN_FAILURE, degradation_as_message, not_hardened, not_held
 from gwsandbox.cli.signals import SignalQueue, StopSignals
+from gwsandbox.client.session import RunningTask
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.errors import GuestFailed, SandboxError
 from gwsandbox.model.limits import Limits
@@ -73,7 +74,7 @@ class Run:
         order = {id(file): number for number, file in enumerate(self.todo)} if request.outputs.keep_order else None
         with (
             degradation_as_message(request.limits.asked),
-            Display(len(self.todo), suspensions) as display,
+            Display(len(self.todo), suspensions, self._row_of) as display,
             self._manager(display) as manager,
             signals.until_clean_up(),
         ):
@@ -93,7 +94,12 @@ class Run:
             backend=request.backend,
             _grace_seconds=request.grace or 0.0,
             _wait=display.wait,
+            _says_begins=is_live(),
         )
+
+    def _row_of(self, running: RunningTask) -> RunningRow | None:
+        pending = self.pending.get(id(running.task))
+        return None if pending is None else (pending.file.path, running, pending.limits)
 
     # --- tasks ----------------------------------------------------------------------------------------------
 
