@@ -170,6 +170,19 @@ class ProcessManager:
             self._session.results = self._ready
             self._session.cancel()
 
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what ``task_results`` hold as a page with pictures (.html), as Markdown (.md) or as a table (.csv).
+
+        Args:
+            path: Of the file; its suffix says the format. A page needs the extra ``gwsandbox[report]``.
+
+        Raises:
+            SandboxError: The file cannot be written, its suffix is another, or a package is missing.
+        """
+        from gwsandbox.report.make import report_results  # noqa: PLC0415 - few callers need it
+
+        report_results(self.task_results, self.limits, os.fspath(path))
+
     def _wait_for(self, descriptor: int) -> None:
         """Wait until a result may have come, in the way of the command line where it has one."""
         if self._wait is not None:

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "gwsandbox"
 # may not import each other. A module at the top counts as a folder of its own.
 FLOORS = [
     {"model"},
+    {"report"},
     {"linux"},
     {"backends"},
     {"ipc"},

@@ -18,6 +18,9 @@ from gwsandbox.cli.streams import make_safe, print_lines
 COMMANDS = {
     "run": "run",
     "map": "map",
+    "report": "reports",
+    "why": "reports",
+    "learn": "reports",
     "doctor": "host",
     "clean": "host",
     "serve": "spool",

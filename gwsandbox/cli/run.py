@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,7 @@ class RunRequest:
         backend: How limits are held.
         grace: Seconds between SIGTERM and SIGKILL, or ``None`` for those that are usual.
         report: Path of the report, or ``None``.
+        take_report: Gets what the report says.
     """
 
     command: Command
@@ -110,6 +112,7 @@ class RunRequest:
     backend: BackendName
     grace: float | None
     report: str | None
+    take_report: Callable[[dict[str, Any]], None] | None = None
 
 
 def run_program(request: RunRequest) -> int:
@@ -139,6 +142,8 @@ def run_program(request: RunRequest) -> int:
         if result.outcome not in {Outcome.SUCCEEDED, Outcome.FAILED}:
             terminal.restore()
         _print_messages(request, result, forwarder.last)
+        if request.take_report is not None:
+            request.take_report(_report(result, limits))
         if file is not None:
             file.write(_report(result, limits))
             detail(f"the report is {shown(str(request.report))}")
@@ -191,11 +196,12 @@ def _run(request: RunRequest, limits: Limits, forwarder: SignalForwarder) -> Tas
 
 def _report(result: TaskResult, limits: Limits) -> dict[str, Any]:
     from gwsandbox.cli.repeating import repeat_program
-    from gwsandbox.model.serialise import as_object
+    from gwsandbox.model.serialise import as_object, said_version
 
     said = dict(limits.requested())
     repeat = repeat_program(words_of(result.task), said)
-    return {**as_object(result), "limits": said, "folder": os.getcwd(), "repeat": repeat}
+    own = {"limits": said, "folder": os.getcwd(), "repeat": repeat, "report": said_version("run")}
+    return {**as_object(result), **own}
 
 
 def _exit_code(result: TaskResult, passed_on: int | None) -> int:

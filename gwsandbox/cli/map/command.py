@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from gwsandbox.cli.defaults import with_defaults
 from gwsandbox.cli.map.inputs import Input, collect, count, first_of, with_suffix
@@ -23,6 +24,9 @@ from gwsandbox.cli.plan import limit_lines, print_plan
 from gwsandbox.cli.signals import SignalQueue, Stopped, StopSignals
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.text import shown
+from gwsandbox.report.make import write_whole
+from gwsandbox.report.page import check_plotting, make_page
+from gwsandbox.report.rows import ReportRow, make_row, read_rows, title_of
 
 _EXPLAINED = 5  # inputs that --explain shows
 
@@ -50,6 +54,20 @@ def map_files(request: Request) -> int:
     return run.exit_code()
 
 
+def map_and_learn(request: Request) -> int:
+    """``map_files`` over a sample, and print the limits that fit what was measured; the exit code.
+
+    Raises:
+        Failure, SandboxError: As of ``map_files``; or none of the tasks succeeded.
+    """
+    from gwsandbox.cli.learn import print_proposals
+
+    rows: list[ReportRow] = []
+    code = map_files(replace(request, take_row=lambda row: rows.append(make_row(row))))
+    print_proposals(rows, "learned")
+    return code
+
+
 def explain_map(request: Request) -> int:
     """Print what ``map_files`` would do, and start nothing; the exit code.
 
@@ -65,8 +83,8 @@ def explain_map(request: Request) -> int:
         lines.append(f"  {' '.join(map(shown, target.words(file.path, output)))}")
     if len(inputs) > _EXPLAINED:
         lines.append(f"  and {len(inputs) - _EXPLAINED} more")
-    if request.report.report is not None:
-        lines.append(f"report: {shown(request.report.report)}; inputs that have a row in it are skipped")
+    if request.report.rows is not None:
+        lines.append(f"report: {shown(request.report.rows)}; inputs that have a row in it are skipped")
     print_plan(lines)
     return 0
 
@@ -80,6 +98,10 @@ def _conclude(run: Run, seconds: float) -> None:
     if run.is_stopped:
         rest = run.counts.inputs - run.counts.done
         note(f"ended at the first failure, with {rest} inputs not done (--fail-fast)", prefix=PREFIX)
+    if run.request.report.page is not None and run.request.report.rows is not None:
+        rows = read_rows(run.request.report.rows)
+        write_whole(run.request.report.page, make_page(rows, title_of(run.request.report.rows, rows)))
+        note(f"{shown(run.request.report.page)} shows {len(rows)} tasks", prefix=PREFIX)
     note(run.counts.summary(seconds), prefix=PREFIX)
 
 
@@ -90,8 +112,8 @@ def _say_steps(run: Run) -> None:
         detail(f"{count(run.todo, 'input')} to do, {_workers(run.request)} at a time", prefix=PREFIX)
         if run.outputs is not None:
             detail(f"outputs go to {shown(run.outputs.path(''))}", prefix=PREFIX)
-        if run.request.report.report is not None:
-            detail(f"the report is {shown(run.request.report.report)}", prefix=PREFIX)
+        if run.request.report.rows is not None:
+            detail(f"the report is {shown(run.request.report.rows)}", prefix=PREFIX)
 
 
 def _workers(request: Request) -> int:
@@ -115,8 +137,8 @@ def _target(request: Request) -> tuple[Target, list[str]]:
 
 def _inputs(request: Request, arguments: Sequence[str], counts: Counts) -> list[Input]:
     """All inputs, in the order in which they are worked on; says what cannot be read."""
-    folder, report = request.outputs.output_dir, request.report.report
-    kept = [path for path in (folder, report) if path is not None]
+    folder, report = request.outputs.output_dir, request.report.rows
+    kept = [path for path in (folder, report, request.report.page) if path is not None]
     inputs, problems = collect(arguments, kept, null=request.inputs.null)
     counts.inputs, counts.unreadable = len(inputs), len(problems)
     if problems:
@@ -130,20 +152,25 @@ def _inputs(request: Request, arguments: Sequence[str], counts: Counts) -> list[
         _check_outputs(inputs, folder, report)
     if request.inputs.shuffle:
         random.shuffle(inputs)
+    if request.inputs.learn is not None and len(inputs) > request.inputs.learn:
+        inputs = random.sample(inputs, request.inputs.learn)
+        counts.inputs = len(inputs)
     return inputs
 
 
 @contextlib.contextmanager
 def _prepared(request: Request, counts: Counts) -> Iterator[Run]:
     """Check and open everything before the first task starts."""
+    if request.report.page is not None:
+        check_plotting()
     target, arguments = _target(request)
     inputs = _inputs(request, arguments, counts)
     with contextlib.ExitStack() as opened:
         outputs = report_rows = None
         if request.outputs.output_dir is not None:
             outputs = opened.enter_context(Outputs(request.outputs.output_dir))
-        if request.report.report is not None:
-            report_rows = opened.enter_context(ReportRows(request.report.report, fresh=request.report.fresh))
+        if request.report.rows is not None:
+            report_rows = opened.enter_context(ReportRows(request.report.rows, fresh=request.report.fresh))
         hide_from_guests(*(file.fileno() for file in (outputs, report_rows) if file is not None))
         run = Run(request, Limits(), target, (), outputs, report_rows, counts)
         run.todo = [file for file in inputs if not _is_done(run, file)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.result import Outcome
 
 _FACTOR = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)x?", re.ASCII)
+_PAGE = ".html"
 _RETRIED = ("OUT_OF_MEMORY", "TIMED_OUT", "CPU_TIME_EXCEEDED", "CRASHED", "KILLED")
 _RETRIABLE = frozenset(Outcome) - {Outcome.SUCCEEDED, Outcome.CANCELLED}
 
@@ -42,6 +43,10 @@ class InputOptions:
     null: Annotated[
         bool, typer.Option("--null", "-0", help="Read paths from stdin, each ended by a NUL: find … -print0.")
     ] = False
+    learn: Annotated[
+        int | None,
+        typer.Option("--learn", metavar="N", min=1, help="Work on N inputs of chance alone, and propose limits."),
+    ] = None
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Work on the inputs in an order of chance.")] = False
 
 
@@ -88,11 +93,23 @@ class ReportOptions:
     report: Annotated[
         str | None,
         typer.Option(
-            "--report", metavar="FILE.jsonl", help="Write a row per input; the next run skips inputs with a row."
+            "--report",
+            metavar="FILE.jsonl",
+            help="Write a row per input; the next run skips inputs with a row. FILE.html: a page with pictures too.",
         ),
     ] = None
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Skip only inputs that succeeded.")] = False
     fresh: Annotated[bool, typer.Option("--fresh", help="Skip nothing, and empty the report first.")] = False
+
+    @property
+    def page(self) -> str | None:
+        """Path of the page with pictures, where one is asked for."""
+        return self.report if self.report is not None and self.report.endswith(_PAGE) else None
+
+    @property
+    def rows(self) -> str | None:
+        """Path of the rows, which are beside the page where one is asked for."""
+        return self.report if self.page is None else self.page.removesuffix(_PAGE) + ".jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +179,7 @@ Workers = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments and options of the command line."""
+    """The arguments and options of the command line; ``take_row`` gets the row of each input."""
 
     arguments: Sequence[str]
     command: str | None
@@ -175,3 +192,4 @@ class Request:
     outputs: OutputOptions
     report: ReportOptions
     failures: FailureOptions
+    take_row: Callable[[dict[str, Any]], None] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from gwsandbox.cli.map.retries import said_limits
 from gwsandbox.cli.map.values import unpack
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import TaskResult
-from gwsandbox.model.serialise import as_object
+from gwsandbox.model.serialise import as_object, said_version
 from gwsandbox.model.task import Command, CommandOutput
 
 _LONGEST_OUTPUT = 1 << 16  # bytes of a program's stdout or stderr in a row
@@ -78,14 +79,22 @@ def make_row(pending: PendingInput, result: TaskResult, content: Content, output
         "output": pending.output,
         "input_size": file.size,
         "input_mtime_ns": file.mtime_ns,
+        "output_size": _size(pending.output) if result.success else None,
         **as_object(result),
         "task": pending.words,
         "limits": said_limits(pending.limits),
         "folder": os.getcwd(),
         "repeat": pending.repeat(output_dir, is_program=isinstance(result.task, Command)),
+        "report": said_version("map"),
         **content.fields,
     }
     return {**row, "attempts": pending.earlier} if pending.earlier else row
+
+
+def _size(path: str | None) -> int | None:
+    with contextlib.suppress(OSError):
+        return None if path is None else os.stat(path).st_size
+    return None
 
 
 def _tail(data: bytes) -> str:

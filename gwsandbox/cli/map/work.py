@@ -144,9 +144,13 @@ class Run:
         if self.is_stopped and result.outcome is Outcome.CANCELLED:
             self.counts.stopped += 1
             return
-        if self.report_rows is not None:
-            self._warn_no_value(content, display)
-            self.report_rows.add(make_row(pending, result, content, self.request.outputs.output_dir))
+        if self.report_rows is not None or self.request.take_row is not None:
+            row = make_row(pending, result, content, self.request.outputs.output_dir)
+            if self.report_rows is not None:
+                self._warn_no_value(content, display)
+                self.report_rows.add(row)
+            if self.request.take_row is not None:
+                self.request.take_row(row)
         if not self.counts.outcomes:
             self._warn_not_held(result, display)
         self.counts.outcomes[result.outcome] += 1
