@@ -82,6 +82,10 @@ def _library(name: str) -> str:
     return "" if importlib.util.find_spec(name) else "not installed"
 
 
+def _chromium() -> str:
+    return "" if shutil.which("chromium") else "there is no chromium in PATH"
+
+
 def _vm() -> str:
     """For tests that install units and users: a machine of scripts/vm, with systemd and as root."""
     if os.uname().nodename != "gwsandbox-vm":
@@ -101,6 +105,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "gevent": functools.partial(_library, "gevent"),
     "eventlet": functools.partial(_library, "eventlet"),
     "joblib": functools.partial(_library, "joblib"),
+    "chromium": _chromium,
     "vm": _vm,
 }
 
