@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gwsandbox.cli.map.options import FailureOptions, InputOptions, OutputOptions, ReportOptions, Request
 from gwsandbox.cli.messages import Failure
@@ -60,6 +60,20 @@ def learn(request: LearnRequest) -> int:
         rows = [_once(request)]
     print_proposals(rows, request.name)
     return 0
+
+
+def map_and_learn(request: Request) -> int:
+    """``map_files`` over a sample, and print the limits that fit what was measured; the exit code.
+
+    Raises:
+        Failure, SandboxError: As of ``map_files``; or none of the tasks succeeded.
+    """
+    from gwsandbox.cli.map.command import map_files
+
+    rows: list[ReportRow] = []
+    code = map_files(replace(request, take_row=lambda row: rows.append(make_row(row))))
+    print_proposals(rows, "learned")
+    return code
 
 
 def print_proposals(rows: Sequence[ReportRow], name: str) -> None:

@@ -17,7 +17,7 @@ from test_cli_map import fill
 from gwsandbox.backends import marks
 from gwsandbox.cli.watch.guests import guest_of, running_guests
 
-SCRIPT = "sh -c 'echo $$ >$1.pid; while :; do sleep 0.05; done' sh {}"
+SCRIPT = "sh -c 'echo $$ >$1.pid; sleep 600 & wait' sh {}"
 
 
 def listed(place: Path, words: tuple[str, ...] = ("ps", "--json")) -> dict[str, dict[str, Any]]:

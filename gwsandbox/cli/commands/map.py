@@ -74,7 +74,7 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
 
     Exit code: 0 all succeeded, 1 some did not, 125 gwsandbox itself failed, 130 interrupted.
     """
-    from gwsandbox.cli.map.command import explain_map, map_and_learn, map_files
+    from gwsandbox.cli.map.command import explain_map, map_files
 
     arguments = [*(arguments or ()), *(["-"] if inputs.null and "-" not in (arguments or ()) else ())]
     if len(arguments) < (1 if command else 2):
@@ -93,5 +93,8 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
         failures=failures,
     )
     with failures_as_messages("gwsandbox map: "):
-        work = explain_map if talk.explain else map_files if inputs.learn is None else map_and_learn
-        raise typer.Exit(work(request))
+        if inputs.learn is None or talk.explain:
+            raise typer.Exit(explain_map(request) if talk.explain else map_files(request))
+        from gwsandbox.cli.learn import map_and_learn
+
+        raise typer.Exit(map_and_learn(request))

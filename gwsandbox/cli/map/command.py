@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from gwsandbox.cli.defaults import with_defaults
 from gwsandbox.cli.map.inputs import Input, collect, count, first_of, with_suffix
@@ -26,7 +25,7 @@ from gwsandbox.model.limits import Limits
 from gwsandbox.model.text import shown
 from gwsandbox.report.make import write_whole
 from gwsandbox.report.page import check_plotting, make_page
-from gwsandbox.report.rows import ReportRow, make_row, read_rows, title_of
+from gwsandbox.report.rows import read_rows, title_of
 
 _EXPLAINED = 5  # inputs that --explain shows
 
@@ -52,20 +51,6 @@ def map_files(request: Request) -> int:
             return stopped.exit_code
     _conclude(run, time.monotonic() - started)
     return run.exit_code()
-
-
-def map_and_learn(request: Request) -> int:
-    """``map_files`` over a sample, and print the limits that fit what was measured; the exit code.
-
-    Raises:
-        Failure, SandboxError: As of ``map_files``; or none of the tasks succeeded.
-    """
-    from gwsandbox.cli.learn import print_proposals
-
-    rows: list[ReportRow] = []
-    code = map_files(replace(request, take_row=lambda row: rows.append(make_row(row))))
-    print_proposals(rows, "learned")
-    return code
 
 
 def explain_map(request: Request) -> int:

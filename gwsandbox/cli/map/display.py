@@ -12,7 +12,8 @@ from typing import Self
 
 from gwsandbox.cli.map.failures import Failures
 from gwsandbox.cli.map.guest_output import GuestOutput
-from gwsandbox.cli.map.progress import Progress, RunningRow
+from gwsandbox.cli.map.progress import Progress
+from gwsandbox.cli.map.running import RunningRow
 from gwsandbox.cli.map.target import hide_from_guests
 from gwsandbox.cli.signals import SignalQueue, suspend
 from gwsandbox.client.session import RunningTask

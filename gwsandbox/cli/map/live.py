@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gwsandbox.cli.map.progress import RunningRow
+from gwsandbox.cli.map.running import RunningRow
 from gwsandbox.cli.watch.memory import memory_now
 from gwsandbox.model.result import Outcome
 from gwsandbox.model.text import format_size, shown

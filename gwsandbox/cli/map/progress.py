@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TextIO
 
 from gwsandbox.cli.map.closing import peak_of, seconds_of
+from gwsandbox.cli.map.running import RunningRow
 from gwsandbox.cli.messages import is_quiet, note
 from gwsandbox.cli.streams import print_lines
-from gwsandbox.client.session import RunningTask
-from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.text import shown
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:  # rich is imported where there is a terminal to show it
     from gwsandbox.cli.map.live import LiveDisplay
 
 PREFIX = "gwsandbox map: "
-RunningRow = tuple[str, RunningTask, Limits]
 
 _WORDS = {
     Outcome.SUCCEEDED: "succeeded",

@@ -11,10 +11,11 @@ from gwsandbox.cli.map.display import Display
 from gwsandbox.cli.map.inputs import Input
 from gwsandbox.cli.map.options import Request
 from gwsandbox.cli.map.outputs import NoOutput, Outputs
-from gwsandbox.cli.map.progress import PREFIX, Counts, RunningRow, is_live
+from gwsandbox.cli.map.progress import PREFIX, Counts, is_live
 from gwsandbox.cli.map.report_rows import ReportRows
 from gwsandbox.cli.map.retries import as_earlier, limits_of_attempt, may_retry
 from gwsandbox.cli.map.row import Content, PendingInput, content_of, make_row
+from gwsandbox.cli.map.running import RunningRow
 from gwsandbox.cli.map.target import Target
 from gwsandbox.cli.messages import OWN_FAILURE, degradation_as_message, not_hardened, not_held
 from gwsandbox.cli.signals import SignalQueue, StopSignals
@@ -99,7 +100,7 @@ class Run:
 
     def _row_of(self, running: RunningTask) -> RunningRow | None:
         pending = self.pending.get(id(running.task))
-        return None if pending is None else (pending.file.path, running, pending.limits)
+        return None if pending is None else RunningRow(pending.file.path, running, pending.limits)
 
     # --- tasks ----------------------------------------------------------------------------------------------
 
