@@ -31,6 +31,7 @@ from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Enforcement, Outcome, TaskResult, Usage
 from gwsandbox.model.task import Command, CommandOutput, Task
+from gwsandbox.progress import progress
 from gwsandbox.run import run
 
 __version__ = "0.2.0"  # the one place: pyproject.toml reads it from here, and a test holds CHANGELOG.md against it
@@ -61,5 +62,6 @@ __all__ = [
     "TaskResult",
     "TransferError",
     "Usage",
+    "progress",
     "run",
 ]

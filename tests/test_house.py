@@ -27,7 +27,7 @@ FLOORS = [
     {"guest"},
     {"supervisor"},
     {"client"},
-    {"memory_usage", "manager", "importer"},
+    {"memory_usage", "manager", "importer", "progress"},
     {"run"},
     {"__init__"},
     {"service"},

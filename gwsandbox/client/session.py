@@ -25,6 +25,7 @@ from gwsandbox.client.log import log_result
 from gwsandbox.client.loggers import other_threads
 from gwsandbox.client.processes import Processes
 from gwsandbox.client.results import make_result
+from gwsandbox.client.trace import trace_result
 from gwsandbox.client.uninterrupted import close_all, store
 from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
@@ -351,6 +352,7 @@ class Session:
             task = self._unfinished[number][1]
             self._made = make_result(task, report, received.descriptor, self._options, self._held)
             log_result(self._made, self._options.limits.overridden_by(task.limits))
+            trace_result(self._made)
         if not self.results or self.results[-1] is not self._made:
             self.results.append(self._made)
         self.running.pop(number, None)
