@@ -34,6 +34,7 @@ from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Enforcement, Outcome, TaskResult, Usage
 from gwsandbox.model.task import Command, CommandOutput, Task
+from gwsandbox.progress import progress
 from gwsandbox.run import run
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ __all__ = [
     "TaskResult",
     "TransferError",
     "Usage",
+    "progress",
     "run",
 ]
 

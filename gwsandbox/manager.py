@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from gwsandbox.client.parameters import Parameters, check_task
 from gwsandbox.client.results import never_started
-from gwsandbox.client.session import Session
+from gwsandbox.client.session import RunningTask, Session
 from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
@@ -71,6 +71,7 @@ class ProcessManager:
         _pass_through: bool = False,
         _grace_seconds: float = 0.0,
         _wait: Callable[[int, ProcessManager], None] | None = None,
+        _says_begins: bool = False,
     ) -> None:
         self._parameters = Parameters(
             max_workers=max_workers,
@@ -83,6 +84,7 @@ class ProcessManager:
             preload=preload,
             pass_through=_pass_through,
             grace_seconds=_grace_seconds,
+            says_begins=_says_begins,
             stacklevel=2,
         )
         self.max_workers = self._parameters.max_workers
@@ -169,6 +171,19 @@ class ProcessManager:
             self._session.results = self._ready
             self._session.cancel()
 
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what ``task_results`` hold as a page with pictures (.html), as Markdown (.md) or as a table (.csv).
+
+        Args:
+            path: Of the file; its suffix says the format. A page needs the extra ``gwsandbox[report]``.
+
+        Raises:
+            SandboxError: The file cannot be written, its suffix is another, or a package is missing.
+        """
+        from gwsandbox.report.make import report_results  # noqa: PLC0415 - few callers need it
+
+        report_results(self.task_results, self.limits, os.fspath(path))
+
     def _wait_for(self, descriptor: int) -> None:
         """Wait until a result may have come, in the way of the command line where it has one."""
         if self._wait is not None:
@@ -178,6 +193,10 @@ class ProcessManager:
         """Send a signal to the tasks that run: see ``ipc.channel.Signal``."""
         if self._session is not None:
             self._session.send_signal(number)
+
+    def _running(self) -> list[RunningTask]:
+        """The tasks whose time has begun and that have no result yet, the longest first."""
+        return [] if self._session is None else list(self._session.running.values())
 
     def _feed(self) -> None:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""

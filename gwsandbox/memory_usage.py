@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 
-import psutil
-
 from gwsandbox.linux import procfs
 from gwsandbox.model.limits import GIB
 
@@ -25,7 +23,7 @@ def get_available_memory_bytes() -> int:
     ``memory.limit_in_bytes`` (version 1) of this process's cgroup and each of its ancestors. Cached files count
     as left, as they do for the host: the kernel drops them before it refuses memory.
     """
-    return max(min([int(psutil.virtual_memory().available), *_left_under_cgroups()]), 0)
+    return max(min([procfs.available_memory(), *_left_under_cgroups()]), 0)
 
 
 def get_available_memory_gib() -> float:
@@ -38,6 +36,8 @@ def get_total_memory_usage_in_gib(pid: int | None) -> float:
 
     0.0 for ``None`` and for a process that is gone.
     """
+    import psutil  # noqa: PLC0415 - the command line needs the rest of this module alone, and no such import
+
     if pid is None or not psutil.pid_exists(pid):
         return 0.0
     return bytes_to_gigibytes(sum(map(procfs.proportional, procfs.tree(pid))))

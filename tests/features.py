@@ -88,6 +88,10 @@ def _cpython_tests() -> str:
     return "the interpreter has no tests of concurrent.futures (on Debian: libpython3-testsuite)"
 
 
+def _chromium() -> str:
+    return "" if shutil.which("chromium") else "there is no chromium in PATH"
+
+
 def _vm() -> str:
     """For tests that install units and users: a machine of scripts/vm, with systemd and as root."""
     if os.uname().nodename != "gwsandbox-vm":
@@ -108,6 +112,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "eventlet": functools.partial(_library, "eventlet"),
     "joblib": functools.partial(_library, "joblib"),
     "cpython_tests": _cpython_tests,
+    "chromium": _chromium,
     "vm": _vm,
 }
 

@@ -20,13 +20,14 @@ PACKAGE = ROOT / "gwsandbox"
 # may not import each other. A module at the top counts as a folder of its own.
 FLOORS = [
     {"model"},
+    {"report"},
     {"linux"},
     {"backends"},
     {"ipc"},
     {"guest"},
     {"supervisor"},
     {"client"},
-    {"memory_usage", "manager", "importer", "executor"},
+    {"memory_usage", "manager", "importer", "executor", "progress"},
     {"run"},
     {"__init__"},
     {"service"},

@@ -58,9 +58,10 @@ class Orphans:
 
     # --- one attempt -------------------------------------------------------------------------------------
 
-    def enrol(self, pid: int) -> int:
+    def enrol(self, pid: int, said: int) -> int:
         """Mark a guest that waits for its time; its mark.
 
+        ``said`` is what the mark says of it from outside; see ``marks.pack``.
         Root without CAP_SYS_RESOURCE may not mark what has become another user. What such a guest leaves may only
         die, as soon as it is seen.
         """
@@ -68,7 +69,7 @@ class Orphans:
         self._started += 1
         mark = self._first - self._started % (self._first + 1)
         try:
-            resource.prlimit(pid, _RLIMIT_LOCKS, (mark, mark))
+            resource.prlimit(pid, _RLIMIT_LOCKS, (min(said, mark), mark))
         except PermissionError:
             mark = -1 - self._started
         self._cpu[mark] = [0.0, 0.0]

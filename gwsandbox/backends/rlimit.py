@@ -18,6 +18,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from gwsandbox.backends import marks
 from gwsandbox.backends.base import Check, Counters, lower, said_of_ceilings
 from gwsandbox.backends.fork_memory import ForkMemory
 from gwsandbox.backends.orphans import Orphans
@@ -192,7 +193,7 @@ class RlimitSandbox:
 
     def started(self, pid: int, *, keeps_memory: bool) -> None:
         self._pid, self._keeps_memory = pid, keeps_memory
-        self._mark = self._orphans.enrol(pid)
+        self._mark = self._orphans.enrol(pid, marks.pack(self._requested))
         self._sampler = Sampler(self._fork, pid, keeps_memory=keeps_memory)
         self._fork.measure(pid, keeps_memory=keeps_memory)
         if self._memory is not None and keeps_memory:

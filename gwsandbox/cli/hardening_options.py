@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import typer
 
+from gwsandbox.cli.option_groups import OptionGroup, option
 from gwsandbox.model.hardening import Hardening
 
 _KINDS: dict[str, Callable[[], Hardening]] = {
@@ -46,20 +45,11 @@ _Require = Annotated[
 _User = Annotated[
     str | None, typer.Option("--user", metavar="NAME", help="slot: a user id of its own for each slot. Or a user.")
 ]
-HARDENING_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "kind": (_Kind, "standard"),
-    "readable": (_Readable, None),
-    "writable": (_Writable, None),
-    "network": (_Network, None),
-    "environment": (_Environment, None),
-    "user": (_User, None),
-    "require": (_Require, None),
-}
 
 
-def make_hardening(
-    kind: str,
+def _make_hardening(
     *,
+    hardening_kind: str,
     readable: list[str] | None,
     writable: list[str] | None,
     network: str | None,
@@ -72,7 +62,7 @@ def make_hardening(
     Raises:
         typer.BadParameter: One of them is wrong.
     """
-    base = _KINDS[kind]()
+    base = _KINDS[hardening_kind]()
     changes: dict[str, Any] = {"network": network, "user": user}
     if writable:
         changes["writable"] = (*(base.writable or ()), *map(os.path.abspath, writable))
@@ -88,22 +78,16 @@ def make_hardening(
         raise typer.BadParameter(str(error)) from error
 
 
-def with_hardening_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command`` the options; it receives them as ``hardening=Hardening(…)``."""
-    own = inspect.signature(command, eval_str=True).parameters
-    kind = inspect.Parameter.KEYWORD_ONLY
-    added = [
-        inspect.Parameter(f"hardening_{name}", kind, default=default, annotation=note)
-        for name, (note, default) in HARDENING_OPTIONS.items()
-    ]
-    kept = [parameter.replace(kind=kind) for name, parameter in own.items() if name != "hardening"]
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        chosen = {name: values.pop(f"hardening_{name}") for name in HARDENING_OPTIONS}
-        command(**values, hardening=make_hardening(chosen.pop("kind"), **chosen))
-
-    signature = inspect.Signature([*kept, *added])
-    wrapper.__dict__["__signature__"] = signature
-    wrapper.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    return wrapper
+HARDENING = OptionGroup(
+    "Hardening",
+    (
+        option("hardening_kind", _Kind, "standard"),
+        option("readable", _Readable),
+        option("writable", _Writable),
+        option("network", _Network),
+        option("environment", _Environment),
+        option("user", _User),
+        option("require", _Require),
+    ),
+    _make_hardening,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,15 +18,63 @@ from gwsandbox.model.text import one_line, shown
 OWN_FAILURE = 125  # the exit code where gwsandbox itself fails, as of env(1), timeout(1) and docker
 
 
+class Verbosity(enum.Enum):
+    """How much the command line says of itself."""
+
+    QUIET = enum.auto()
+    """Only why gwsandbox itself fails."""
+    USUAL = enum.auto()
+    """How a task ended, and what its user has to know."""
+    VERBOSE = enum.auto()
+    """Each step too."""
+
+
+_verbosity = Verbosity.USUAL
+
+
+def set_verbosity(verbosity: Verbosity) -> None:
+    """How much ``note`` and ``detail`` print from now on."""
+    global _verbosity  # noqa: PLW0603 - there is one command line in a process
+    _verbosity = verbosity
+
+
+def is_quiet() -> bool:
+    """Whether only the failures of gwsandbox itself are printed."""
+    return _verbosity is Verbosity.QUIET
+
+
+def is_verbose() -> bool:
+    """Whether each step is printed."""
+    return _verbosity is Verbosity.VERBOSE
+
+
 class Failure(Exception):
     """gwsandbox cannot do its work; the text says why and what to do. Exit code 125."""
 
 
-def say(text: str, *, prefix: str = "gwsandbox: ") -> None:
-    """Print ``text`` on stderr, as one line that holds nothing that a terminal would obey."""
+def say(text: str, *, prefix: str = "gwsandbox: ", keeps_columns: bool = False) -> None:
+    """Print ``text`` on stderr, as one line that holds nothing that a terminal would obey.
+
+    Args:
+        text: What to say.
+        prefix: What stands before it.
+        keeps_columns: ``text`` is a line already, and its spaces stand for something.
+    """
     if sys.stderr is not None:  # print() would take stdout
         with contextlib.suppress(OSError):
-            print(shown(prefix + one_line(text)), file=sys.stderr, flush=True)
+            print(shown(prefix + (text if keeps_columns else one_line(text))), file=sys.stderr, flush=True)
+
+
+def note(text: str, *, prefix: str = "gwsandbox: ") -> None:
+    """``say`` it, unless --quiet is given."""
+    if not is_quiet():
+        say(text, prefix=prefix)
+
+
+def detail(text: str, *, prefix: str = "gwsandbox: ") -> None:
+    """``say`` it where --verbose is given."""
+    if is_verbose():
+        say(text, prefix=prefix)
 
 
 def not_held(limits: Limits, enforcement: Enforcement) -> list[str]:
@@ -54,7 +103,7 @@ def degradation_as_message(limits: Limits) -> Iterator[None]:
             if not issubclass(category, DegradedWarning):
                 show(message, category, *rest, **more)  # type: ignore[arg-type]
             elif degraded := _degraded(limits):
-                say(
+                note(
                     f"warning: no cgroup v2 here, so limits are held by rlimits and sampling: {'; '.join(degraded)}. "
                     "`gwsandbox doctor` says why, and what to do"
                 )

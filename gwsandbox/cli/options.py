@@ -1,15 +1,18 @@
-"""The limit options, which all commands share."""
+"""The options that commands share: limits, backend, time of grace, and how much is said."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import resource
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
 
+from gwsandbox.cli.messages import Verbosity, set_verbosity
+from gwsandbox.cli.option_groups import OptionGroup, group_of, option
+from gwsandbox.cli.profiles import ProfileError, complete_profile, read_profile
 from gwsandbox.model.limits import MIB, MOST_WORKERS, OPTIONS, Limits, parse_share, parse_size
 from gwsandbox.model.text import format_size
 
@@ -76,9 +79,9 @@ def check_workers(number: int) -> int:
     return number
 
 
-def _option(field: str, metavar: str, convert: Callable[[str], Any], text: str) -> Any:
+def _option(field: str, metavar: str, convert: Callable[[str], Any], text: str) -> inspect.Parameter:
     info = typer.Option(OPTIONS[field], metavar=metavar, parser=_checked(field, convert), help=text, show_default=False)
-    return Annotated[Any, info]
+    return option(field, Annotated[Any, info])
 
 
 _ALL: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
@@ -97,30 +100,84 @@ _ALL: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
     ("file_size", "SIZE", str, "Size of the largest file that may be written."),
     ("output", "SIZE", str, "Bytes to stdout and stderr together; both become pipes."),
 )
-LIMIT_OPTIONS: dict[str, Any] = {option[0]: _option(*option) for option in _ALL}
+_NoLimits = Annotated[
+    bool, typer.Option("--no-limits", help="No defaults for what is not limited here. 0 is no limit, too.")
+]
+_Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        show_default=False,
+        autocompletion=complete_profile,
+        help="Limits of this name in profiles.toml, in ~/.config/gwsandbox or /etc/gwsandbox.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenLimits:
+    """The limits that the command line asks for.
+
+    Args:
+        asked: Those of the options, and of the profile where an option says nothing.
+        takes_defaults: Whether some that are not asked for have a default.
+    """
+
+    asked: Limits
+    takes_defaults: bool
+
+
+def _choose_limits(*, no_limits: bool, profile: str | None, **values: Any) -> ChosenLimits:
+    given = Limits(**values)
+    try:
+        asked = given if profile is None else read_profile(profile).overridden_by(given)
+    except ProfileError as error:
+        raise typer.BadParameter(str(error), param_hint="--profile") from error
+    return ChosenLimits(asked=asked, takes_defaults=not no_limits)
+
+
+LIMITS = OptionGroup(
+    "Limits",
+    (*(_option(*each) for each in _ALL), option("no_limits", _NoLimits, False), option("profile", _Profile)),
+    _choose_limits,
+)
 Backend = Annotated[
     BackendName,
     typer.Option(
         "--backend",
         show_default=False,
+        rich_help_panel="Limits",
         help="How limits are held. Default: by cgroup v2 where it is available, else by rlimit, with a warning.",
+    ),
+]
+Grace = Annotated[
+    Any,
+    typer.Option(
+        "--grace",
+        metavar="DURATION",
+        parser=parse_grace,
+        show_default=False,
+        rich_help_panel="Limits",
+        help="At the end of --timeout send SIGTERM first, and SIGKILL so much later.",
     ),
 ]
 
 
-def with_limit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command`` the limit options; it receives them as ``limits=Limits(…)``."""
-    own = inspect.signature(command, eval_str=True).parameters
-    kind = inspect.Parameter.KEYWORD_ONLY
-    added = [inspect.Parameter(name, kind, default=None, annotation=note) for name, note in LIMIT_OPTIONS.items()]
-    kept = [parameter.replace(kind=kind) for name, parameter in own.items() if name != "limits"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """How much the command line says of itself."""
 
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        limits = Limits(**{name: values.pop(name) for name in LIMIT_OPTIONS})
-        command(**values, limits=limits)
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only why gwsandbox itself fails.")] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say each step: backend, limits and what holds them, files.")
+    ] = False
+    explain: Annotated[bool, typer.Option("--explain", help="Print what would be done, and start nothing.")] = False
 
-    signature = inspect.Signature([*added, *kept])
-    wrapper.__dict__["__signature__"] = signature
-    wrapper.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    return wrapper
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise typer.BadParameter("give --quiet or --verbose, not both")
+        set_verbosity(Verbosity.QUIET if self.quiet else Verbosity.VERBOSE if self.verbose else Verbosity.USUAL)
+
+
+TALK = group_of(Talk, "Messages")

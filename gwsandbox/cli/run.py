@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import select
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from gwsandbox.cli.messages import OWN_FAILURE, degradation_as_message, not_hardened, not_held, say
-from gwsandbox.cli.options import BackendName
+from gwsandbox.cli.defaults import with_defaults
+from gwsandbox.cli.messages import (
+    OWN_FAILURE,
+    degradation_as_message,
+    detail,
+    is_verbose,
+    not_hardened,
+    not_held,
+    note,
+    say,
+)
+from gwsandbox.cli.options import BackendName, ChosenLimits
 from gwsandbox.cli.signals import SignalQueue, Stopped
 from gwsandbox.cli.terminal import TerminalModes
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome, TaskResult
-from gwsandbox.model.task import Command
+from gwsandbox.model.task import Command, words_of
 from gwsandbox.model.text import shown
 from gwsandbox.model.verdict import signal_name
 
@@ -81,67 +92,117 @@ class SignalForwarder:
         return None if self._ending is None else max(self._deadline - time.monotonic(), 0) * 1000 + 1
 
 
-def run_program(
-    command: Command,
-    limits: Limits,
-    backend: BackendName,
-    *,
-    hardening: Hardening,
-    report: str | None,
-    grace: float | None,
-) -> int:
-    """Run a program; the exit code.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """The arguments and options of the command line.
 
     Args:
         command: The program and its arguments.
         limits: Its limits.
-        backend: How they are held.
         hardening: What it may see and do.
-        report: Path of the report, or ``None``.
+        backend: How limits are held.
         grace: Seconds between SIGTERM and SIGKILL, or ``None`` for those that are usual.
+        report: Path of the report, or ``None``.
+        take_report: Gets what the report says.
+    """
+
+    command: Command
+    limits: ChosenLimits
+    hardening: Hardening
+    backend: BackendName
+    grace: float | None
+    report: str | None
+    take_report: Callable[[dict[str, Any]], None] | None = None
+
+
+def run_program(request: RunRequest) -> int:
+    """Run a program; the exit code.
 
     Raises:
         Failure, SandboxError: The program cannot be started, or the report cannot be written.
     """
     file = None
-    if report is not None:
+    if request.report is not None:
         from gwsandbox.cli.report_file import ReportFile
-        from gwsandbox.model.serialise import as_object
 
-        file = ReportFile(report)
+        file = ReportFile(request.report)
+    limits = _limits(request)
+    if is_verbose():
+        for line in _steps(request, limits):
+            detail(line)
     terminal = TerminalModes()
     with SignalQueue(*_PASSED_ON) as signals:
-        forwarder = SignalForwarder(signals, _GRACE_SECONDS if grace is None else grace)
+        forwarder = SignalForwarder(signals, _GRACE_SECONDS if request.grace is None else request.grace)
         try:
-            make_manager = functools.partial(
-                ProcessManager,
-                1,
-                limits=limits,
-                hardening=hardening,
-                backend=backend,
-                _pass_through=True,
-                _grace_seconds=grace or 0.0,
-                _wait=forwarder.wait,
-            )
-            result = _run(command, limits, make_manager)
+            result = _run(request, limits, forwarder)
         except Stopped as stopped:
             terminal.restore()
-            say(f"ended by {signal_name(-stopped.number)}; the program was killed")
+            note(f"ended by {signal_name(-stopped.number)}; the program was killed")
             return stopped.exit_code
         terminal.restore_streams()
         if result.outcome not in {Outcome.SUCCEEDED, Outcome.FAILED}:  # else it left the terminal as it wanted it
             terminal.restore()
-        _print_messages(result, limits, backend, forwarder.last)
+        _print_messages(request, result, forwarder.last)
+        if request.take_report is not None:
+            request.take_report(_report(result, limits))
         if file is not None:
-            file.write(as_object(result))
+            file.write(_report(result, limits))
+            detail(f"the report is {shown(str(request.report))}")
     return _exit_code(result, forwarder.last)
 
 
-def _run(command: Command, limits: Limits, make_manager: Callable[[], ProcessManager]) -> TaskResult:
-    with degradation_as_message(limits), make_manager() as manager:
-        manager.queue_task(command)
+def explain_run(request: RunRequest) -> int:
+    """Print what ``run_program`` would do, and start nothing; the exit code.
+
+    Raises:
+        CgroupError: The backend that is asked for is not there.
+    """
+    from gwsandbox.cli.plan import print_plan
+    from gwsandbox.cli.repeating import as_line
+
+    lines = [f"program: {as_line(request.command.argv)}", *_steps(request, _limits(request))]
+    if request.report is not None:
+        lines.append(f"report: {shown(request.report)}")
+    print_plan(lines)
+    return 0
+
+
+def _limits(request: RunRequest) -> Limits:
+    return with_defaults(request.limits, workers=1, is_captured=False, prefix="gwsandbox: ")
+
+
+def _steps(request: RunRequest, limits: Limits) -> list[str]:
+    from gwsandbox.cli.plan import hardening_line, limit_lines
+
+    return [*limit_lines(limits, request.backend), hardening_line(request.hardening)]
+
+
+def _run(request: RunRequest, limits: Limits, forwarder: SignalForwarder) -> TaskResult:
+    with (
+        degradation_as_message(request.limits.asked),
+        ProcessManager(
+            1,
+            limits=limits,
+            hardening=request.hardening,
+            backend=request.backend,
+            _pass_through=True,
+            _grace_seconds=request.grace or 0.0,
+            _wait=forwarder.wait,
+        ) as manager,
+    ):
+        manager.queue_task(request.command)
         (result,) = manager.as_completed()
     return result
+
+
+def _report(result: TaskResult, limits: Limits) -> dict[str, Any]:
+    from gwsandbox.cli.repeating import repeat_program
+    from gwsandbox.model.serialise import as_object, said_version
+
+    said = dict(limits.requested())
+    repeat = repeat_program(words_of(result.task), said)
+    own = {"limits": said, "folder": os.getcwd(), "repeat": repeat, "report": said_version("run")}
+    return {**as_object(result), **own}
 
 
 def _exit_code(result: TaskResult, passed_on: int | None) -> int:
@@ -153,21 +214,23 @@ def _exit_code(result: TaskResult, passed_on: int | None) -> int:
     return 128 - code if code < 0 else code
 
 
-def _print_messages(result: TaskResult, limits: Limits, backend: BackendName, passed_on: int | None) -> None:
+def _print_messages(request: RunRequest, result: TaskResult, passed_on: int | None) -> None:
     """Print one line on how the program ended; none where it ended by itself."""
-    if (backend, result.enforcement.backend) != ("auto", "rlimit"):  # a DegradedWarning has named them
-        for line in not_held(limits, result.enforcement):
-            say(line)
+    if (request.backend, result.enforcement.backend) != ("auto", "rlimit"):  # a DegradedWarning has named them
+        for line in not_held(request.limits.asked, result.enforcement):
+            note(line)
     for line in not_hardened(result.enforcement):
-        say(line)
+        note(line)
+    for name, held in result.enforcement.limits.items():
+        detail(f"{name} was held by {held}")
     if isinstance(result.exception, OSError) and result.outcome is Outcome.FAILED:
         say(_not_executed(result.exception))
     elif result.outcome in {Outcome.SUCCEEDED, Outcome.FAILED} or result.exit_code in _EXPECTED_ENDS:
         return
     elif passed_on is not None and result.exit_code in {-passed_on, None}:
-        say(f"ended by {signal_name(-passed_on)}")
+        note(f"ended by {signal_name(-passed_on)}")
     else:
-        say(result.detail)
+        (say if result.outcome is Outcome.SANDBOX_ERROR else note)(result.detail)
 
 
 def _not_executed(error: OSError) -> str:

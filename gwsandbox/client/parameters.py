@@ -35,6 +35,7 @@ class Parameters:
         preload: Iterable[str],
         pass_through: bool = False,
         grace_seconds: float = 0.0,
+        says_begins: bool = False,
         stacklevel: int = 2,
     ) -> None:
         """Check them, and find the backend.
@@ -50,6 +51,7 @@ class Parameters:
             preload: Likewise.
             pass_through: See ``RunOptions``.
             grace_seconds: See ``RunOptions``.
+            says_begins: See ``RunOptions``.
             stacklevel: Of a warning, from the caller of this.
 
         Raises:
@@ -70,6 +72,7 @@ class Parameters:
         # SIGTERM so many seconds before it is killed.
         self.pass_through = pass_through
         self.grace_seconds = grace_seconds
+        self.says_begins = says_begins
         self.backend: Backend
         self.backend, self._refused = find_backend(backend)
         self.warn_if_degraded(self.limits, stacklevel=stacklevel + 1)
@@ -90,6 +93,7 @@ class Parameters:
             memory_limit_in_gib=self.memory_limit_in_gib,
             pass_through=self.pass_through,
             grace_seconds=self.grace_seconds,
+            says_begins=self.says_begins,
             preload=self.preload,
             hardening=self.hardening,
         )

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from itertools import starmap
-from typing import Any
+from typing import Any, NamedTuple
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.client import clean_interpreter
@@ -25,11 +25,12 @@ from gwsandbox.client.log import log_result
 from gwsandbox.client.loggers import other_threads
 from gwsandbox.client.processes import Processes
 from gwsandbox.client.results import make_result
+from gwsandbox.client.trace import trace_result
 from gwsandbox.client.uninterrupted import close_all, store
 from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import LOST, Cancel, Confined, Ended, Order, Packet, Report, Sent, Signal, Started
+from gwsandbox.ipc.channel import LOST, Begun, Cancel, Confined, Ended, Order, Packet, Report, Sent, Signal, Started
 from gwsandbox.linux import unpatched
 from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
@@ -47,6 +48,20 @@ _SIGNALS = signal.valid_signals()
 
 # What recvmsg(2) gives. A None in the list of ancillary data stands for a descriptor of it that is closed.
 _RawPacket = tuple[bytes, list[Any], int, Any]
+
+
+class RunningTask(NamedTuple):
+    """A task whose time has begun.
+
+    Args:
+        task: What runs.
+        pid: Of its guest's first process.
+        started: Moment of the monotonic clock, in seconds.
+    """
+
+    task: Task | Command
+    pid: int
+    started: float
 
 
 class Session:
@@ -80,6 +95,7 @@ class Session:
         self._inherited_tasks = inherited_tasks if options.start_method == "fork" else {}
         self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order
+        self.running: dict[int, RunningTask] = {}  # likewise; where ``says_begins`` asks for it
         self._orders: deque[tuple[Order, bytes | None]] = deque()
         self._cancels: deque[Cancel] = deque()
         self._next_order = 1
@@ -357,6 +373,10 @@ class Session:
             self._group = message.group
         elif isinstance(message, Confined):
             self._held = message.held
+        elif isinstance(message, Begun):
+            if message.order in self._unfinished:
+                task = self._unfinished[message.order][1]
+                self.running[message.order] = RunningTask(task, message.pid, message.started)
         elif isinstance(message, Ended):
             self._failure = message.error
             if message.note:
@@ -368,8 +388,10 @@ class Session:
             task = self._unfinished[number][1]
             self._made = make_result(task, report, received.descriptor, self._options, self._held)
             log_result(self._made, self._options.limits.overridden_by(task.limits))
+            trace_result(self._made)
         if not self.results or self.results[-1] is not self._made:
             self.results.append(self._made)
+        self.running.pop(number, None)
         self._unfinished.pop(number, None)
 
     def _report_lost(self) -> None:

@@ -142,7 +142,21 @@ class Confined(NamedTuple):
     held: Mapping[str, str]
 
 
-Message = Sequence[Order] | Signal | Cancel | Report | Started | Ended | Confined
+class Begun(NamedTuple):
+    """Supervisor to caller, where that asks for it: the time of a guest has begun.
+
+    Args:
+        order: The number of its order.
+        pid: Of its first process.
+        started: Moment of the monotonic clock, in seconds.
+    """
+
+    order: int
+    pid: int
+    started: float
+
+
+Message = Sequence[Order] | Signal | Cancel | Report | Started | Ended | Confined | Begun
 
 
 # Nearly all orders of a run have the same limits: they are pickled once, travel as bytes, and are unpickled once.
@@ -198,7 +212,7 @@ def pack(message: Message, memfds: deque[int], descriptor: int | None = None) ->
 def _number(message: Message) -> int:
     if isinstance(message, Report):
         return message.number
-    return 0 if isinstance(message, Signal | Cancel | Started | Ended | Confined) else message[0].number
+    return 0 if isinstance(message, Signal | Cancel | Started | Ended | Confined | Begun) else message[0].number
 
 
 class Received(NamedTuple):

@@ -218,6 +218,14 @@ def limit(pid: int, name: str) -> int:
     return -1
 
 
+def available_memory() -> int:
+    """Bytes that can be used on this host without swapping, as the kernel estimates them (MemAvailable)."""
+    for line in (_read("/proc/meminfo") or b"").splitlines():
+        if line.startswith(b"MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def tasks_of_user(uid: int) -> int:
     """Processes and threads of a user, which is what RLIMIT_NPROC counts."""
     count = 0

@@ -129,6 +129,16 @@ class TaskResult(Generic[R]):
         shown = [name for name in self.__slots__ if name not in {"usage", "enforcement"}]
         return f"TaskResult({', '.join(f'{name}={shorten(getattr(self, name))}' for name in shown)})"
 
+    def _repr_html_(self) -> str:
+        from gwsandbox.model.show import as_html  # noqa: PLC0415 - only notebooks ask for it
+
+        return as_html(self)
+
+    def __rich__(self) -> object:
+        from gwsandbox.model.show import as_rich  # noqa: PLC0415 - only rich asks for it
+
+        return as_rich(self)
+
     def _parts(self) -> tuple[object, ...]:
         return self.task, self.success, self.result, self.exception
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gwsandbox.model.result import Outcome
-from gwsandbox.model.serialise import as_object
+from gwsandbox.model.serialise import as_object, said_version
 from gwsandbox.service.config.config import ServiceConfig
 from gwsandbox.service.finished_attempt import CHANGED, INTERRUPTED, REFUSED, FinishedAttempt
 
@@ -58,4 +58,4 @@ def quarantine_report(attempt: FinishedAttempt) -> dict[str, Any]:
         found["stderr"] = attempt.stderr
     rows = [asdict(row) for row in attempt.rows]
     rows[-1] |= asdict(end)
-    return {"file": job.name, "job": job.number, **found, "attempts": rows}
+    return {"file": job.name, "job": job.number, **found, "attempts": rows, "report": said_version("service")}

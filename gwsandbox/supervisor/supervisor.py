@@ -61,7 +61,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
-from gwsandbox.ipc.channel import LOST, Cancel, Channel, Confined, Ended, Order
+from gwsandbox.ipc.channel import LOST, Begun, Cancel, Channel, Confined, Ended, Order
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
@@ -317,6 +317,8 @@ class Supervisor:
         attempt.next_check = None if first is None else attempt.started + first
         if not is_unwanted:
             self._reserve.use(functools.partial(os.eventfd_write, attempt.start_event, 1))
+            if self._options.says_begins:
+                self._link.say(Begun(attempt.order.number, attempt.pid, attempt.started))
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
         if is_unwanted:

@@ -26,7 +26,7 @@ import typer
 
 from faultlab.mutate import mutated
 from gwsandbox.backends.cgroup import files
-from gwsandbox.cli.app import app
+from gwsandbox.cli.app import make_app
 from gwsandbox.cli.map.inputs import Input
 from gwsandbox.cli.map.report_rows import ReportRows
 from gwsandbox.cli.messages import Failure
@@ -300,6 +300,7 @@ _WORDS = (
         "--nope",
     ),
 )
+_APP = make_app()
 _USAGE_ERROR = typer.BadParameter.__mro__[2]  # of Typer's own copy of Click, or of Click
 
 
@@ -312,7 +313,7 @@ def _make_arguments(rng: random.Random) -> list[str]:
 
 
 def _read_arguments(words: list[str], _: str) -> None:
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(_APP)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         context = group.make_context("gwsandbox", list(words))
         name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])

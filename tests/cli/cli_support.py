@@ -35,10 +35,17 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
 
 
+def command_line(*words: str) -> list[str]:
+    """The command line, without the limits that ``run`` and ``map`` have by default and say."""
+    if words[:1] in {("run",), ("map",)} and "--profile" not in words:
+        words = (words[0], "--no-limits", *words[1:])
+    return [*CLI, *words]
+
+
 def cli(*words: str, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
-        [*CLI, *words],
+        command_line(*words),
         **{
             "cwd": cwd,
             "env": environment(),
@@ -95,7 +102,7 @@ class Running:
 def running(*words: str, cwd: Path | None = None, **options: Any) -> Iterator[Running]:
     """A command line while it runs; killed at the end if it still does."""
     process = subprocess.Popen(
-        [*CLI, *words],
+        command_line(*words),
         **{
             "cwd": cwd,
             "env": environment(),
@@ -121,7 +128,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _AT_TERMINAL, *CLI, *words],
+                [sys.executable, "-c", _AT_TERMINAL, *command_line(*words)],
                 cwd=cwd,
                 env=environment(**{"TERM": "xterm", **more}),
                 stdin=slave,

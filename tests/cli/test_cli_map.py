@@ -264,7 +264,10 @@ def test_rows_have_the_input_and_the_fields_of_a_result(backend: BackendName, pl
     convert(place, "--report", "r.jsonl", backend=backend)
     (row,) = rows(place / "r.jsonl")
     own = ["input", "output", "input_size", "input_mtime_ns"]
-    assert list(row) == own + [field.name for field in fields(TaskResult) if field.name != "result"]
+    of_result = [field.name for field in fields(TaskResult) if field.name != "result"]
+    assert list(row) == [*own, *of_result, "limits", "folder", "repeat"]
+    words = ["--fresh", "--output-dir", "out", "--", "worker:convert", "in/a"]
+    assert (row["limits"], row["folder"], row["repeat"]) == ({}, str(place), ["gwsandbox", "map", *words])
     assert (row["input"], row["output"], row["input_size"]) == ("in/a", "out/a", 3)
     assert row["input_mtime_ns"] == (place / "in" / "a").stat().st_mtime_ns
     assert row["task"] == ["worker:convert", "in/a", "out/a"]
@@ -827,7 +830,9 @@ def test_a_failure_is_shown_soon(place: Path) -> None:
 def test_closed_streams(place: Path) -> None:
     """What goes to stderr goes nowhere then, and not to stdout or into the next file that is opened."""
     fill(place / "in", a="fail")
-    line = shlex.join([*CLI, "map", "--backend", "rlimit", "--report", "r.jsonl", "--table", "worker:give", "in"])
+    line = shlex.join(
+        [*CLI, "map", "--no-limits", "--backend", "rlimit", "--report", "r.jsonl", "--table", "worker:give", "in"]
+    )
     for closed, code in (("2>&-", 1), (">&- 2>&-", 1), ("<&- >&- 2>&-", 1), ("2>/dev/full", 1), (">/dev/full", 125)):
         done = sh(f"rm -f r.jsonl; {line} {closed}", place)
         assert (done.returncode, closed) == (code, closed)
@@ -838,7 +843,7 @@ def test_closed_streams(place: Path) -> None:
 
 def test_a_reader_of_the_table_that_goes_early(place: Path) -> None:
     fill(place / "in", a="a")
-    line = shlex.join([*CLI, "map", "--backend", "rlimit", "--table", "worker:read", "in"])
+    line = shlex.join([*CLI, "map", "--no-limits", "--backend", "rlimit", "--table", "worker:read", "in"])
     done = sh(f"({line}; echo $? >code) | true", place)
     assert (place / "code").read_text() == "0\n"
     assert summary(done.stderr) == "gwsandbox map: 1 succeeded"

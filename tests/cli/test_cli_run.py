@@ -136,7 +136,7 @@ def test_crash(backend: BackendName) -> None:
 
 def test_a_closed_pipe_is_no_news(backend: BackendName) -> None:
     """As under a shell: ``yes | head`` says nothing of the signal that ends yes."""
-    line = " ".join([*CLI, "run", "--backend", backend, "--", "yes"])
+    line = " ".join([*CLI, "run", "--no-limits", "--backend", backend, "--", "yes"])
     done = subprocess.run(
         ["bash", "-c", f"{line} | head -n 1; exit ${{PIPESTATUS[0]}}"],
         capture_output=True,
@@ -195,7 +195,19 @@ def test_only_the_first_dashes_are_ours(backend: BackendName) -> None:
 
 def test_imports_nothing_that_it_does_not_need(backend: BackendName) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *CLI[1:], "run", "--backend", backend, "--timeout", "60s", "true"],
+        [
+            sys.executable,
+            "-X",
+            "importtime",
+            *CLI[1:],
+            "run",
+            "--no-limits",
+            "--backend",
+            backend,
+            "--timeout",
+            "60s",
+            "true",
+        ],
         capture_output=True,
         text=True,
         env=environment(),
@@ -299,7 +311,7 @@ def test_the_terminals_foreground_is_taken_back_after_a_kill(backend: BackendNam
         "import os, signal; os.setpgid(0, 0); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU]);"
         " os.tcsetpgrp(0, os.getpid()); os.kill(os.getpid(), 9)"
     )
-    inner = shlex.join([*CLI, "run", "--backend", backend, "--", *python(source)])
+    inner = shlex.join([*CLI, "run", "--no-limits", "--backend", backend, "--", *python(source)])
     with Terminal("run", "--backend", "rlimit", "--", "sh", "-c", f"{inner}; stty echo && echo fine") as terminal:
         terminal.until("fine")
         assert terminal.end() == 0
@@ -401,7 +413,7 @@ def test_a_deadline_with_grace_and_a_program_that_ignores_it(backend: BackendNam
 def test_what_the_caller_ignores_stays_ignored(backend: BackendName, name: str) -> None:
     """As nohup, and a script's background jobs, rely on."""
     program = f"kill -{name} $$; echo on; read answer; echo survived"
-    line = shlex.join([*CLI, "run", "--backend", backend, "--", "sh", "-c", program])
+    line = shlex.join([*CLI, "run", "--no-limits", "--backend", backend, "--", "sh", "-c", program])
     shell = ["sh", "-c", f"trap '' {name}; exec {line}"]
     with subprocess.Popen(shell, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment()) as process:
         command = Running(process)
@@ -427,7 +439,11 @@ def test_report_has_the_fields_of_a_result(backend: BackendName, tmp_path: Path)
     done = run(backend, *words, cwd=tmp_path)
     assert done.returncode == 3
     report = json.loads((tmp_path / "r.json").read_text())
-    assert list(report) == [field.name for field in fields(TaskResult) if field.name != "result"]
+    of_result = [field.name for field in fields(TaskResult) if field.name != "result"]
+    assert list(report) == [*of_result, "limits", "folder", "repeat"]
+    assert (report["limits"], report["folder"]) == ({"memory": 1 << 30, "wall_seconds": 60.0}, str(tmp_path))
+    again = ["gwsandbox", "run", "--memory", str(1 << 30), "--timeout", "60", "--", "sh", "-c", "exit 3"]
+    assert report["repeat"] == again
     assert list(report["usage"]) == [field.name for field in fields(Usage)]
     assert list(report["enforcement"]) == [field.name for field in fields(Enforcement)]
     assert report["task"] == ["sh", "-c", "exit 3"]
@@ -577,7 +593,9 @@ def test_a_limit_that_is_held_fully_is_no_reason_to_warn() -> None:
 
 
 def test_closed_streams_stay_closed_for_the_program_and_hold_no_report(backend: BackendName, tmp_path: Path) -> None:
-    line = shlex.join([*CLI, "run", "--backend", backend, "--report", "r", "--", "sh", "-c", "echo out; echo err >&2"])
+    line = shlex.join(
+        [*CLI, "run", "--no-limits", "--backend", backend, "--report", "r", "--", "sh", "-c", "echo out; echo err >&2"]
+    )
     done = subprocess.run(
         ["sh", "-c", f"{line} 2>&-"], cwd=tmp_path, capture_output=True, text=True, env=environment(), check=False
     )

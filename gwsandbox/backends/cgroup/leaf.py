@@ -13,6 +13,7 @@ import resource
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from gwsandbox.backends import marks
 from gwsandbox.backends.base import Check, Counters
 from gwsandbox.backends.cgroup import files, run_group, subtree
 from gwsandbox.backends.fork_memory import ForkMemory
@@ -117,7 +118,7 @@ class Leaf:
 
     def started(self, pid: int, *, keeps_memory: bool) -> None:
         self._pid, self._keeps_memory = pid, keeps_memory
-        self._mark = self._orphans.enrol(pid)
+        self._mark = self._orphans.enrol(pid, marks.pack(self._requested))
         if self._fork.resident is None:
             if self._read("memory.peak"):
                 self._fork.resident = 0

@@ -16,6 +16,7 @@ from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.errors import CgroupError, SandboxError
 from gwsandbox.model.hardening import MECHANISMS
 from gwsandbox.model.limits import OPTIONS
+from gwsandbox.model.serialise import said_version
 from gwsandbox.model.text import one_line
 
 Findings = Mapping[str, "list[Finding] | SandboxError"]
@@ -81,6 +82,7 @@ def _screen(findings: Findings, held: Mapping[str, str], host: Host, code: int) 
 
 def _as_object(findings: Findings, held: Mapping[str, str], host: Host, code: int) -> dict[str, Any]:
     return {
+        "report": said_version("doctor"),
         "status": {ENFORCED: "enforced", DEGRADED: "degraded", NOTHING: "nothing"}[code],
         "system": _system(),
         "backends": {

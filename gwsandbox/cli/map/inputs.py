@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gwsandbox.cli.map.outputs import is_staging
 from gwsandbox.cli.messages import Failure
@@ -20,7 +22,7 @@ class Input:
 
     Args:
         path: The INPUT argument, or a path below it where that is a folder.
-        name: The path relative to the INPUT argument; the output has the same name.
+        name: Path of its output in the output folder: that of the file relative to the INPUT argument.
         size: In bytes.
         mtime_ns: Time of the last modification, in nanoseconds since the Epoch.
     """
@@ -31,14 +33,25 @@ class Input:
     mtime_ns: int
 
 
-def collect(arguments: Sequence[str], never: Iterable[str]) -> tuple[list[Input], list[str]]:
-    """All input files, and problems with files that were met in folders.
-
-    The files are in the order of the arguments, folders walked and sorted, none twice.
+class Found(NamedTuple):
+    """What the arguments name.
 
     Args:
-        arguments: Files and folders.
+        inputs: In the order of the arguments, none twice.
+        problems: Files that were met in folders, and cannot be read.
+    """
+
+    inputs: list[Input]
+    problems: list[str]
+
+
+def collect(arguments: Sequence[str], never: Iterable[str], *, null: bool = False) -> Found:
+    """All input files.
+
+    Args:
+        arguments: Files, folders (which are walked, sorted), patterns, and - for paths from stdin.
         never: Paths that are no inputs even where they lie in an INPUT folder: the output folder, the report.
+        null: Whether each path on stdin is ended by a NUL, and not by a line break.
 
     Raises:
         Failure: An argument cannot be read, or nothing can; the text names what cannot.
@@ -47,20 +60,68 @@ def collect(arguments: Sequence[str], never: Iterable[str]) -> tuple[list[Input]
     wrong: list[str] = []
     met: list[str] = []
     found: dict[str, Input] = {}
-    for argument in map(os.path.normpath, arguments):
+    for argument, name in _named(arguments, excluded, wrong, null=null):
         if os.path.isdir(argument) and os.access(argument, os.R_OK | os.X_OK):
-            files, problems = _walk(argument, "", excluded, met), met
+            files, problems = _walk(argument, name, excluded, met), met
         else:
-            files, problems = iter([(argument, os.path.basename(argument))]), wrong
-        for path, name in files:
+            files, problems = iter([(argument, name or os.path.basename(argument))]), wrong
+        for path, place in files:
             key = os.path.abspath(path)
-            if key not in found and (file := _check(path, name, problems)):
+            if key not in found and (file := _check(path, place, problems)):
                 found[key] = file
     if not found:
         wrong += met
     if wrong:
         raise Failure(f"{count(wrong, 'input')} cannot be read, so nothing was started: {first_of(wrong)}")
-    return list(found.values()), met
+    return Found(list(found.values()), met)
+
+
+def _named(arguments: Sequence[str], excluded: set[str], wrong: list[str], *, null: bool) -> Iterator[tuple[str, str]]:
+    """Each path that the arguments name, and its place in the output folder; empty: that of its own name."""
+    for argument in arguments:
+        if argument == "-":
+            for path in _from_stdin(null=null):
+                place = _place(path, os.curdir)
+                yield os.path.normpath(path), os.path.abspath(path).lstrip("/") if place.startswith("..") else place
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
+            base = _fixed_part(argument)
+            matches = sorted(map(os.path.normpath, glob.iglob(argument, recursive=True)))
+            if not matches:
+                wrong.append(f"{shown(argument)}: no file has a name like this")
+            yield from ((match, _place(match, base)) for match in matches if not _is_below(match, excluded))
+        else:
+            yield os.path.normpath(argument), ""
+
+
+def _from_stdin(*, null: bool) -> Iterator[str]:
+    end = b"\0" if null else b"\n"
+    with open(0, "rb", closefd=False) as file:
+        paths = file.read().split(end)
+    yield from (os.fsdecode(path) for path in paths if path)
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder in which a pattern begins to stand for more than one."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return folder or os.curdir
+
+
+def _place(path: str, base: str) -> str:
+    """The path relative to ``base``; empty for ``base`` itself."""
+    place = os.path.relpath(path, base)
+    return "" if place == os.curdir else place
+
+
+def _is_below(path: str, folders: set[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(real == folder or real.startswith(f"{folder}/") for folder in folders)
+
+
+def with_suffix(inputs: Iterable[Input], suffix: str) -> list[Input]:
+    """The inputs, with ``suffix`` in the place of that of their outputs' names."""
+    return [replace(file, name=os.path.splitext(file.name)[0] + suffix) for file in inputs]
 
 
 def first_of(problems: Sequence[str], *, of: int | None = None) -> str:

@@ -1,22 +1,25 @@
-"""The progress bar, the summary and the table of ``gwsandbox map``."""
+"""The progress, the summary and the table of ``gwsandbox map``."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
-from gwsandbox.cli.messages import say
+from gwsandbox.cli.map.closing import peak_of, seconds_of
+from gwsandbox.cli.map.running import RunningRow
+from gwsandbox.cli.messages import is_quiet, note
 from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.result import Outcome, TaskResult
-from gwsandbox.model.text import format_size, shown
+from gwsandbox.model.text import shown
+
+if TYPE_CHECKING:  # rich is imported where there is a terminal to show it
+    from gwsandbox.cli.map.live import LiveDisplay
 
 PREFIX = "gwsandbox map: "
-_SECONDS_BETWEEN_REFRESHES = 0.1
 
 _WORDS = {
     Outcome.SUCCEEDED: "succeeded",
@@ -41,6 +44,8 @@ class Counts:
         unreadable: Files in folders that cannot be read, and were left out.
         skipped: Inputs that an earlier run finished.
         failed_before: Of the skipped, those that did not succeed.
+        retries: Attempts of this run that were followed by another one.
+        stopped: Inputs whose tasks --fail-fast has ended.
         outcomes: Inputs that this run finished, by outcome.
     """
 
@@ -48,6 +53,8 @@ class Counts:
     unreadable: int = 0
     skipped: int = 0
     failed_before: int = 0
+    retries: int = 0
+    stopped: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
 
     @property
@@ -66,6 +73,8 @@ class Counts:
             parts.append(f"{self.skipped} skipped")
         if self.unreadable:
             parts.append(f"{self.unreadable} not readable")
+        if self.retries:
+            parts.append(f"{self.retries} further attempt{'' if self.retries == 1 else 's'}")
         text = f"{', '.join(parts)} in {seconds:.1f} s"
         if self.failed_before:
             text += f"; {self.failed_before} of the skipped did not succeed: --retry-failed does them again"
@@ -73,90 +82,82 @@ class Counts:
 
 
 class Progress:
-    """A progress bar where stderr is a terminal, and lines above it."""
+    """A live display where stderr is a terminal, and lines above it.
 
-    def __init__(self, total: int) -> None:
+    Args:
+        total: Number of inputs to work on.
+        running: The path, the task and the limits of each input whose task runs.
+    """
+
+    def __init__(self, total: int, running: Callable[[], Sequence[RunningRow]]) -> None:
         self._total = total
-        self._bar: Any = None
-        self._shown_at = 0.0
+        self._running = running
+        self._live: LiveDisplay | None = None
 
     def __enter__(self) -> Self:
         # A dumb terminal cannot move its cursor.
-        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and self._total:
-            self._bar = _rich_bar(self._total)
-            self._bar.start()
+        if is_live() and self._total:
+            from gwsandbox.cli.map.live import LiveDisplay
+
+            self._live = LiveDisplay(self._total, _WORDS)
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.draw(list, now=True)
+            self._live.stop()
 
     def suspend(self, stop: Callable[[], None]) -> None:
-        """Take the bar off the terminal while ``stop`` stops this process."""
-        if self._bar is None:
+        """Take the display off the terminal while ``stop`` stops this process."""
+        if self._live is None:
             stop()
         else:
-            self._bar.stop()
+            self._live.stop()
             stop()
-            self._bar.start()
+            self._live.start()
 
     def guest_line(self, stream: TextIO, text: str) -> None:
-        """Print a line of a guest on ``stream``; above the bar, where there is one."""
-        if self._bar is None:
+        """Print a line of a guest on ``stream``; above the display, where there is one."""
+        if self._live is None:
             print(text, file=stream)
         else:
-            self.line(text)
+            self._live.line(text)
 
     def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self._bar is None:
-            say(text, prefix="")
+        """Print a line above the display."""
+        if self._live is None:
+            note(text, prefix="")
         else:
-            self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+            self._live.line(text)
 
-    def advance(self) -> None:
+    def seconds_to_wait(self) -> float | None:
+        """Seconds until ``draw`` has something to do; ``None``: it has not."""
+        return None if self._live is None else self._live.seconds_to_wait()
+
+    def draw(self) -> None:
+        """Draw the display again, where that is due."""
+        if self._live is not None:
+            self._live.draw(self._running)
+
+    def advance(self, outcome: Outcome) -> None:
         """Count one more finished input."""
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0])
-            if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_REFRESHES:
-                self._bar.refresh()
-                self._shown_at = time.monotonic()
+        if self._live is not None:
+            self._live.done += 1
+            if outcome is not Outcome.SUCCEEDED:
+                self._live.failures[outcome] += 1
 
 
-def _rich_bar(total: int) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    bar = RichProgress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        # No thread refreshes the bar: guests are forked from this process, and inherit the locks that a thread holds.
-        auto_refresh=False,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    bar.add_task("", total=total)
-    return bar
+def is_live() -> bool:
+    """Whether stderr is a terminal that can show something that changes."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_quiet()
 
 
 def print_table(rows: Iterable[tuple[str, TaskResult]]) -> None:
     """Print outcome, time, peak memory and file of each input on stdout, sorted by file."""
     lines = [("OUTCOME", "TIME", "PEAK MEMORY", "FILE")]
     for path, result in sorted(rows, key=lambda row: row[0]):
-        peak = result.usage.memory_peak_bytes
-        lines.append(
-            (
-                result.outcome.name,
-                "-" if result.elapsed_time is None else f"{result.elapsed_time:.2f} s",
-                "-" if peak is None else format_size(peak),
-                shown(path),
-            )
-        )
+        lines.append((result.outcome.name, seconds_of(result), peak_of(result), shown(path)))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     print_lines(
         "\n".join(

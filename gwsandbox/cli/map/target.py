@@ -13,6 +13,7 @@ from gwsandbox.cli.map import values
 from gwsandbox.cli.map.template import Template
 from gwsandbox.cli.messages import Failure
 from gwsandbox.importer import import_function
+from gwsandbox.model.limits import Limits
 from gwsandbox.model.task import Command, Task
 
 
@@ -25,8 +26,11 @@ class Target(Protocol):
 
     preload: tuple[str, ...]
 
-    def task(self, path: str, output: str | None) -> Task | Command:
-        """The task that works on ``path`` and, where there is an output folder, writes ``output``."""
+    def task(self, path: str, output: str | None, limits: Limits | None = None) -> Task | Command:
+        """The task that works on ``path`` and, where there is an output folder, writes ``output``.
+
+        ``limits`` are those that differ from the others'.
+        """
 
     def words(self, path: str, output: str | None) -> list[str]:
         """The task in the report: the function or program, and its arguments."""
@@ -43,8 +47,8 @@ class CommandTarget:
     def words(self, path: str, output: str | None) -> list[str]:
         return self._template.words(path, output)
 
-    def task(self, path: str, output: str | None) -> Command:
-        return Command(self.words(path, output))
+    def task(self, path: str, output: str | None, limits: Limits | None = None) -> Command:
+        return Command(self.words(path, output), limits=limits)
 
 
 # Guests inherit both by their fork: the function is not pickled, and its module is imported once.
@@ -81,8 +85,8 @@ class FunctionTarget:
     def words(self, path: str, output: str | None) -> list[str]:
         return [self._name, path] if output is None else [self._name, path, output]
 
-    def task(self, path: str, output: str | None) -> Task:
-        return Task(self._call, (path,) if output is None else (path, output))
+    def task(self, path: str, output: str | None, limits: Limits | None = None) -> Task:
+        return Task(self._call, (path,) if output is None else (path, output), limits=limits)
 
 
 def _load(name: str, *, has_output: bool) -> Callable[..., Any]:
