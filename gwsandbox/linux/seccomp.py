@@ -226,9 +226,12 @@ _FAMILIES = {"loopback": (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK), "none": (
 WITHOUT_CLONE3: Policy = {"clone3": (Rule(NO_SUCH_CALL),)}
 """For guests, behind the filter of the zygote, which needs the call itself."""
 
+FOR_VIEWS = ("mount", "setns", "umount2", "unshare")
+"""Likewise, where the zygote enters and makes views of mounts."""
 
-def policy(syscalls: str, network: str, *, tracing: bool, siblings: bool = False) -> Policy:
-    """The rules for a run.
+
+def policy(syscalls: str, network: str, *, tracing: bool, siblings: bool = False) -> dict[str, tuple[Rule, ...]]:
+    """The rules for a run, by the name of the call.
 
     Args:
         syscalls: As in ``Hardening``.
