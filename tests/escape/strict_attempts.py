@@ -78,7 +78,7 @@ Call = Callable[[World], object]
 
 def attempt(mechanism: str, *, root: bool = False) -> Callable[[Call], Call]:
     def note(call: Call) -> Call:
-        add(call.__name__, mechanism, call, root=root)  # type: ignore[attr-defined]
+        add(call.__name__, mechanism, call, root=root)
         return call
 
     return note
