@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -14,10 +15,11 @@ from collections.abc import Callable
 
 import pytest
 
+from gwsandbox import Hardening, run
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.cgroup.delegation import find_root
 from gwsandbox.linux import landlock
-from gwsandbox.model.errors import CgroupError
+from gwsandbox.model.errors import CgroupError, SandboxError
 
 MUST_HAVE = frozenset(filter(None, os.environ.get("GWSANDBOX_TEST_MUST_HAVE", "").split(",")))
 
@@ -73,6 +75,12 @@ def _landlock_scopes() -> str:
     return "" if holds else "it claims to confine signals and does not"
 
 
+def _strict() -> str:
+    with contextlib.suppress(SandboxError):
+        return "" if run(abs, (-1,), hardening=Hardening.strict(), backend="rlimit").success else "it runs nothing"
+    return "strict hardening is refused; see gwsandbox doctor"
+
+
 def _swap() -> str:
     with open("/proc/swaps", encoding="ascii") as file:
         return "" if len(file.readlines()) > 1 else "no swap is on"
@@ -106,6 +114,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "ordinary_user": _ordinary_user,
     "landlock": _landlock,
     "landlock_scopes": _landlock_scopes,
+    "strict": _strict,
     "mount_namespace": _mount_namespace,
     "swap": _swap,
     "gevent": functools.partial(_library, "gevent"),

@@ -116,11 +116,12 @@ class Backend(Protocol):
     def child_died(self) -> None:
         """Reap what no attempt waits for: orphans of guests, and siblings that guests have cloned."""
 
-    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
+    def adopt(self, zygote: int, init: int, has_births: Callable[[], bool]) -> None:
         """In the supervisor: there is a new zygote.
 
         Args:
             zygote: Pid of a child that is no guest, and is to live.
+            init: Pid of the first process of the zygote's PID namespace; 0 where it has none of its own.
             has_births: Whether the zygote may have forked a guest that was not yet ``started``.
         """
 

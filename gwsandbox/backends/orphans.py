@@ -4,15 +4,18 @@ Each guest is marked. The mark is a resource limit that the kernel keeps for eve
 all that descends from a guest has it, through every fork, program and session, wherever it hangs in the tree of
 processes. An ordinary user can lower such a limit and not raise it: a process may pretend to be of a later attempt,
 and then ends with that one.
+
+In a PID namespace of a run's own, orphans come to its first process, which reaps them; they are found there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gwsandbox.linux import procfs, syscalls
 
@@ -32,6 +35,8 @@ class Orphans:
         self._first = _FIRST if ceiling == resource.RLIM_INFINITY else ceiling
         self._started = 0
         self._zygote = 0
+        self._inits: set[int] = set()
+        self._elsewhere: dict[int, int] = {}
         self._mains: set[int] = set()
         self._cpu: dict[int, list[float]] = {}
         self._marks: dict[int, int] = {}
@@ -51,9 +56,16 @@ class Orphans:
     def descriptors(self) -> list[int]:
         return [fd for fd in (self._children, self._deaths) if fd >= 0]
 
-    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
-        """There is a new zygote, a child that is to live, whose guests are unknown until it has told of them."""
+    def adopt(self, zygote: int, init: int, has_births: Callable[[], bool]) -> None:
+        """There is a new zygote, a child that is to live, whose guests are unknown until it has told of them.
+
+        Args:
+            zygote: Its pid.
+            init: That of the first process of its PID namespace, or 0.
+            has_births: Whether there may be such guests.
+        """
         self._zygote = zygote
+        self._inits |= {init} - {0}
         self._has_births = has_births
 
     # --- one attempt -------------------------------------------------------------------------------------
@@ -83,7 +95,7 @@ class Orphans:
     def of(self, mark: int) -> list[int]:
         """What an attempt has left to us and has not died."""
         self.reap()
-        return [pid for pid, its in self._marks.items() if its == mark]
+        return [pid for pid, its in (self._marks | self._elsewhere).items() if its == mark]
 
     def roots(self, pid: int, mark: int) -> list[int]:
         """Of whom all processes of an attempt descend: its first one, unless it is reaped, and ``of(mark)``."""
@@ -115,8 +127,19 @@ class Orphans:
             elif mark in self._cpu:
                 self._marks[pid] = mark
             else:
-                with contextlib.suppress(OSError):  # it is seen again
-                    procfs.kill_tree(pid)
+                _kill(pid)
+        self._elsewhere = dict(self._orphans_of_namespaces())
+
+    def _orphans_of_namespaces(self) -> Iterator[tuple[int, int]]:
+        """Those that an attempt has left to the first process of a PID namespace, with its mark."""
+        for pid in itertools.chain.from_iterable(map(procfs.children, self._inits)):
+            if procfs.is_zombie(pid):
+                continue
+            mark = self._mark(pid)
+            if mark in self._cpu:
+                yield pid, mark
+            else:
+                _kill(pid)
 
     def _count(self, mark: int, rusage: resource.struct_rusage) -> None:
         if mark in self._cpu:
@@ -125,7 +148,9 @@ class Orphans:
 
     def _unknown(self) -> list[int]:
         known = self._mains
-        return [pid for pid in map(int, self._list()) if pid not in known and pid != self._zygote]
+        return [
+            pid for pid in map(int, self._list()) if pid not in known and pid != self._zygote and pid not in self._inits
+        ]
 
     def _list(self) -> list[bytes]:
         if self._children < 0:  # not in a supervisor
@@ -145,3 +170,8 @@ class Orphans:
             return procfs.limit(pid, "Max file locks")
         except ProcessLookupError:
             return _NONE
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(OSError):  # it is seen again
+        procfs.kill_tree(pid)

@@ -125,9 +125,9 @@ class RlimitBackend:
     def child_died(self) -> None:
         self._orphans.reap()
 
-    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
+    def adopt(self, zygote: int, init: int, has_births: Callable[[], bool]) -> None:
         self._fork.zygote = zygote
-        self._orphans.adopt(zygote, has_births)
+        self._orphans.adopt(zygote, init, has_births)
 
     def descriptors(self) -> list[int]:
         return self._orphans.descriptors()

@@ -10,9 +10,11 @@ import contextlib
 import os
 import pickle
 import sys
+from collections.abc import Mapping
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.ipc.channel import Packet
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.options import RunOptions
 
 _PROGRAM = (
@@ -20,6 +22,8 @@ _PROGRAM = (
     "sys.path.append(sys.argv[1]); from gwsandbox.supervisor.bootstrap import serve; serve(int(sys.argv[2]))"
 )
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+_TO_START = ("LD_LIBRARY_PATH", "PYTHONHOME")  # secrets of nobody's
 
 # What "" in sys.path stands for is decided once, as multiprocessing does: the folder that the caller began in.
 _began_in = ""
@@ -37,6 +41,13 @@ def arguments(end: int) -> list[str]:
 
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *flags, "-c", _PROGRAM, _OURS, str(end)]
+
+
+def environment(hardening: Hardening) -> Mapping[str, str]:
+    """That of its process: no more than guests may see, who have its memory, and what an interpreter needs to start."""
+    if hardening.environment is None:
+        return os.environ
+    return {name: os.environ[name] for name in (*hardening.environment, *_TO_START) if name in os.environ}
 
 
 def preparation(options: RunOptions, backend: Backend) -> Packet:

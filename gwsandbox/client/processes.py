@@ -128,9 +128,10 @@ class Processes:
         """Start a clean interpreter. Not by ``subprocess``, which may be interrupted when it knows the pid alone."""
         end = self._ends[1].fileno()
         arguments = clean_interpreter.arguments(end)
+        environment = clean_interpreter.environment(self._options.hardening)
         keep_end = [(os.POSIX_SPAWN_DUP2, end, end)]
         spawn = functools.partial(unpatched.module("os").posix_spawn, file_actions=keep_end, setsigmask=())
-        store(self._reapers, spawn, sys.executable, arguments, os.environ)
+        store(self._reapers, spawn, sys.executable, arguments, environment)
 
     # --- the socket ---------------------------------------------------------------------------------
 

@@ -57,6 +57,9 @@ class Setup:
         is_command: Whether to run ``program``, or to make ``call``.
         program: The program.
         call: The Python call; one that was queued late as its bytes, or as a descriptor that holds them.
+        own_pids: Whether it is in a PID namespace of the run's own.
+        slots: Views of mounts by slot, or ``None`` where all see the same.
+        users: By slot, the ``calls`` and ``program_calls`` of the guest that has it; empty where all have the same.
         calls: System calls that confine a guest whose task is a Python call.
         program_calls: Those of one that becomes a program.
         ruleset: Descriptor that the zygote needs for them, and no guest may keep; -1 where there is none.
@@ -73,9 +76,9 @@ class Setup:
 
     __slots__ = (
         *("born_inside", "call", "calls", "cgroup", "control", "data_limit", "inherited"),
-        *("is_command", "keep_descriptors", "keep_terminal", "program", "program_calls", "records", "result"),
-        *("ruleset", "start_event", "stderr", "stdin", "stdout", "supervisor", "tid_address"),
-        "waits_first",
+        *("is_command", "keep_descriptors", "keep_terminal", "own_pids", "program", "program_calls", "records"),
+        *("result", "ruleset", "slots", "start_event", "stderr", "stdin", "stdout", "supervisor", "tid_address"),
+        *("users", "waits_first"),
     )
 
     is_command: bool
@@ -115,6 +118,9 @@ class Setup:
         self.calls, self.program_calls = confinement.calls, confinement.program_calls
         self.ruleset = confinement.ruleset
         self.waits_first = confinement.changes_user
+        self.own_pids, self.slots, self.users = confinement.own_pids, confinement.slots, confinement.by_slot()
+        if self.slots is not None:  # whose descriptors are of no guest's
+            self.keep_descriptors = False
 
 
 def reset_inherited_state(*, keep_ignored: bool) -> None:

@@ -49,6 +49,18 @@ class Domain(NamedTuple):
     held: dict[str, str]
 
 
+class Files(NamedTuple):
+    """Which files a guest keeps.
+
+    Args:
+        given: Rights over files by path.
+        taken: The rights that are taken elsewhere.
+    """
+
+    given: dict[str, int]
+    taken: int
+
+
 Attempts = dict[str, list[Callable[[], object]]]
 
 
@@ -62,14 +74,16 @@ def bus_sockets() -> list[str]:
     return [path for path in existing(_BUS_SOCKETS) if stat.S_ISSOCK(os.stat(path).st_mode)]
 
 
-def prepare_domain(buses: list[str], why_no_view: str, files: dict[str, int] | None, taken: int) -> Domain:
+def prepare_domain(
+    buses: list[str], why_no_view: str, files: Files | None, hidden: tuple[str, ...] | None = None
+) -> Domain:
     """Make the ruleset, and try what it holds.
 
     Args:
         buses: Sockets that no guest is to connect to.
         why_no_view: Why the control files and the buses are not shut by a view of mounts; "" where they are.
-        files: Where only some files are given, the rights over them by path.
-        taken: The rights that are taken elsewhere then.
+        files: What is left, where only some files are given.
+        hidden: Paths of the machine's that are not in this process's root folder, where that is one of its own.
     """
     version, why = landlock.version(), landlock.why_none() or ""
     if version == 1:
@@ -77,28 +91,32 @@ def prepare_domain(buses: list[str], why_no_view: str, files: dict[str, int] | N
     ruleset = -1
     if not why:
         try:
-            ruleset = _make_ruleset(version, files, taken, has_view=not why_no_view)
+            ruleset = _make_ruleset(version, files, has_view=not why_no_view)
         except OSError as error:
             why = str(error)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("")  # an abstract name that the kernel chooses
         server.listen()
         attempts = _attempts(server.getsockname(), buses)
-        if files is not None:
-            attempts["files"] = [_list_root if taken & landlock.READ_DIR else _make_a_file]
+        if hidden is not None:
+            attempts["files"] = [functools.partial(os.stat, path) for path in hidden[:2]]
+        elif files is not None:
+            attempts["files"] = [_list_root if files.taken & landlock.READ_DIR else _make_a_file]
         shut = _shut(ruleset, attempts)
     held = {name: ENFORCED if shut[name] else f"not: {_reason(name, version, why, why_no_view)}" for name in shut}
-    if held.get("files") == ENFORCED:
+    if held.get("files") == ENFORCED and hidden is None:
         held["files"] = _NOT_ALL_OF_FILES
+    elif held.get("files") == ENFORCED and ruleset < 0:
+        held["files"] = f"partly: what its standard streams lead to can be opened a second time, as {why}"
     return Domain(ruleset, why, held)
 
 
-def _make_ruleset(version: int, given: dict[str, int] | None, taken: int, *, has_view: bool) -> int:
+def _make_ruleset(version: int, files: Files | None, *, has_view: bool) -> int:
     scopes = landlock.SCOPE_SIGNAL | landlock.SCOPE_ABSTRACT_UNIX_SOCKET if version >= landlock.SCOPES_SINCE else 0
     known = landlock.file_rights(version)
-    if given is not None:
-        taken &= known
-        rules = {path: rights & taken for path, rights in given.items()}
+    if files is not None:
+        taken = files.taken & known
+        rules = {path: rights & taken for path, rights in files.given.items()}
         return landlock.make_ruleset(rules, files=taken, scopes=scopes)
     if has_view:
         if scopes:
@@ -106,13 +124,13 @@ def _make_ruleset(version: int, given: dict[str, int] | None, taken: int, *, has
         # A ruleset must take something: to make block devices. All forbid to move files where they do not allow it.
         rules = {"/": landlock.REFER}
         return landlock.make_ruleset(rules, files=landlock.MAKE_BLOCK | landlock.REFER)
-    files = (_WRITES | landlock.REFER) & known
+    writes = (_WRITES | landlock.REFER) & known
     cgroups = {mount.path for mount in namespaces.mounts() if mount.kind in {"cgroup", "cgroup2"}}
-    rules = dict.fromkeys(landlock.all_but({"/proc", "/sys", *cgroups}), files)
+    rules = dict.fromkeys(landlock.all_but({"/proc", "/sys", *cgroups}), writes)
     if resolve := landlock.RESOLVE_UNIX & known:
         for path in landlock.all_but(set(existing(BUSES))):
             rules[path] = rules.get(path, 0) | resolve
-    return landlock.make_ruleset(rules, files=files | resolve, scopes=scopes)
+    return landlock.make_ruleset(rules, files=writes | resolve, scopes=scopes)
 
 
 def _attempts(server: bytes | str, buses: list[str]) -> Attempts:

@@ -30,6 +30,7 @@ from gwsandbox.ipc import call
 from gwsandbox.ipc.birth import (
     ANSWER,
     CGROUP,
+    CREDENTIALS,
     LARGEST_WORK,
     REQUEST,
     RIGHTS,
@@ -57,6 +58,7 @@ def run_zygote(
     options: RunOptions,
     *,
     limits: Mapping[int, tuple[int, int]],
+    why_no_pid_namespace: str = "",
 ) -> NoReturn:
     """Become the zygote. Comes back in the guests only, which do not come back.
 
@@ -65,9 +67,10 @@ def run_zygote(
         inherited_tasks: Tasks that came along with the fork, by number.
         options: Of the run.
         limits: Resource limits of the caller, by number, which guests get back.
+        why_no_pid_namespace: Why this process is in no PID namespace of the run's own, where it is to be.
     """
     try:
-        setup = _get_ready(control, options, limits)
+        setup = _get_ready(control, options, limits, why_no_pid_namespace)
         _serve(control, inherited_tasks, setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, each task is to hear of it
         traceback.print_exc()
@@ -77,7 +80,9 @@ def run_zygote(
         os._exit(1)
 
 
-def _get_ready(control: socket.socket, options: RunOptions, limits: Mapping[int, tuple[int, int]]) -> child.Setup:
+def _get_ready(
+    control: socket.socket, options: RunOptions, limits: Mapping[int, tuple[int, int]], why_no_pid_namespace: str
+) -> child.Setup:
     """Do once what every guest would have to do."""
     syscalls.die_with_parent()
     setup = child.Setup(control.fileno(), options)
@@ -85,7 +90,7 @@ def _get_ready(control: socket.socket, options: RunOptions, limits: Mapping[int,
     if not options.pass_through:  # else the terminal's signals come here too, and shall not end us
         syscalls.unblock_signals()
     _raise_oom_score()
-    confinement = confine_zygote(options)
+    confinement = confine_zygote(options, why_no_pid_namespace)
     setup.confine(confinement)
     _say_held(control, confinement.held)
     for number, limit in limits.items():  # now, as few descriptors may be too few for what comes before
@@ -147,11 +152,20 @@ def _serve(control: socket.socket, inherited_tasks: Mapping[int, Task | Command]
             pid = -(errno_of(error) or errno.EIO)
         if pid == 0:
             child.run_guest(setup)
-        _patiently(control.send, ANSWER.pack(pid))
+        _answer(control, pid, own_pids=setup.own_pids)
         for fd in descriptors:
             os.close(fd)
         if size > REQUEST.size:  # no later guest shall find there what this one was given
             message[REQUEST.size : size] = bytes(size - REQUEST.size)
+
+
+def _answer(control: socket.socket, pid: int, *, own_pids: bool) -> None:
+    if pid > 0 and own_pids:  # as credentials, whose pid the kernel translates
+        credentials = CREDENTIALS.pack(pid, os.getuid(), os.getgid())
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
+        _patiently(control.sendmsg, [ANSWER.pack(pid)], ancillary)
+    else:
+        _patiently(control.send, ANSWER.pack(pid))
 
 
 def _patiently(function: Callable[..., Any], *args: Any) -> Any:
@@ -180,7 +194,8 @@ def _fork(setup: child.Setup) -> int:
     except OSError as error:
         if error.errno != errno.EPERM:
             return -(error.errno or errno.EAGAIN)
-    return _fork_orphan()
+    # In a PID namespace of its own it would not come to the supervisor.
+    return -errno.EPERM if setup.own_pids else _fork_orphan()
 
 
 def _fork_orphan() -> int:
@@ -224,8 +239,12 @@ def _fill(
     descriptors: Sequence[int],
     inherited_tasks: Mapping[int, Task | Command],
 ) -> None:
-    number, setup.data_limit, is_command, mask = REQUEST.unpack_from(message)
+    number, setup.data_limit, is_command, mask, slot = REQUEST.unpack_from(message)
     setup.is_command = bool(is_command)
+    if setup.slots is not None:
+        setup.slots.enter(slot)
+    if setup.users:
+        setup.calls, setup.program_calls = setup.users[slot]
     present = iter(descriptors)
     setup.result, setup.start_event = next(present), next(present)
     setup.cgroup = next(present) if mask & CGROUP else None

@@ -10,12 +10,15 @@ import socket
 import struct
 from collections.abc import Mapping
 
-REQUEST = struct.Struct("=QQBB")
-"""Number of the task, RLIMIT_DATA of a program in bytes (0: none), whether it is a program, and which of ``ROLES``
-come along. What follows is the packed task, where it was queued late and is small."""
+REQUEST = struct.Struct("=QQBBH")
+"""Number of the task, RLIMIT_DATA of a program in bytes (0: none), whether it is a program, which of ``ROLES`` come
+along, and the guest's slot. What follows is the packed task, where it was queued late and is small."""
 
 ANSWER = struct.Struct("=i")
-"""Pid of the guest, or minus an errno."""
+"""Pid of the guest, or minus an errno. From a PID namespace the pid comes as ``CREDENTIALS`` too."""
+
+CREDENTIALS = struct.Struct("=iII")
+"""struct ucred (unix(7)): pid, uid and gid, which the kernel translates for who receives them."""
 
 ROLES = ("result", "start_event", "cgroup", "work", "stdin", "stdout", "stderr")
 """The descriptors of a guest, in the order in which they travel."""

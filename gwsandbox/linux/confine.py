@@ -45,7 +45,7 @@ _CAPABILITY_VERSION_3 = 0x2008_0522  # include/uapi/linux/capability.h
 _CAPABILITY_HEAD, _CAPABILITY_SETS = struct.Struct("=Ii"), struct.Struct("=6I")
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8  # include/uapi/linux/mount.h
-MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 0x20, 0x1000, 0x4000, 1 << 19
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x20, 0x1000, 0x4000, 1 << 18, 1 << 19
 MNT_DETACH = 2  # include/linux/fs.h
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x0002_0000, 0x0800_0000, 0x1000_0000  # include/uapi/linux/sched.h
 CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWUTS = 0x2000_0000, 0x4000_0000, 0x0400_0000
@@ -131,11 +131,16 @@ def capget() -> tuple[int, int, int]:
     return low[0] | low[3] << 32, low[1] | low[4] << 32, low[2] | low[5] << 32
 
 
-def capset(effective: int, permitted: int, inheritable: int) -> None:
+def prepare_capset(effective: int, permitted: int, inheritable: int) -> Prepared:
     """capset(2): what ``capget`` gave, or less."""
     sets = effective, permitted, inheritable
     words = [*(one & 0xFFFF_FFFF for one in sets), *(one >> 32 for one in sets)]
-    _make("capset", _CAPABILITY_HEAD.pack(_CAPABILITY_VERSION_3, 0), _CAPABILITY_SETS.pack(*words))
+    return prepare("capset", _CAPABILITY_HEAD.pack(_CAPABILITY_VERSION_3, 0), _CAPABILITY_SETS.pack(*words))
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2), at once."""
+    apply(prepare_capset(effective, permitted, inheritable), "capset")
 
 
 # --- filters --------------------------------------------------------------------------------------------
@@ -176,6 +181,11 @@ def prepare_landlock_restrict_self(ruleset: int) -> Prepared:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _make("unshare", flags)
+
+
+def setns(namespace: int, flags: int) -> None:
+    """setns(2): enter a namespace by its descriptor."""
+    _make("setns", namespace, flags)
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:

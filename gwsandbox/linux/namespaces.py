@@ -32,8 +32,12 @@ def numbers(names: Iterable[str]) -> int:
     return sum(1 << CAPABILITIES.index(name) for name in names)
 
 
-def keep_capabilities(kept: int) -> None:
+def keep_capabilities(kept: int, *, for_itself: int = 0) -> None:
     """Give up all capabilities but those of ``kept``, of this process and of any program that descends from it.
+
+    Args:
+        kept: A bit each.
+        for_itself: Those that only this process keeps, and what is forked from it.
 
     Raises:
         OSError: Some can come back, as this process may not take them from its bounding set.
@@ -48,7 +52,8 @@ def keep_capabilities(kept: int) -> None:
                 confine.drop_bounding(number)
             except OSError as error:
                 missing = error
-    confine.capset(effective & kept, permitted & kept, inheritable & kept)
+    left = kept | for_itself
+    confine.capset(effective & left, permitted & left, inheritable & kept)
     # An ordinary user may not shrink the set; under no_new_privs no program brings anything back from it then.
     if missing is not None and permitted:
         raise missing
@@ -64,13 +69,53 @@ def _bounding() -> Iterator[int]:
             number += 1
 
 
-def private_network() -> None:
-    """A network of its own, with a loopback interface and nothing else.
+def own_user_namespace() -> None:
+    """A user namespace with this process's own user and group in it, in which it has all capabilities.
+
+    Afterwards no other process of the user's may look into this one.
+
+    Raises:
+        OSError: It is not permitted; says what may permit it.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    confine.apply(confine.prepare_dumpable(dumpable=True), "prctl")  # or the files below are root's
+    try:
+        confine.unshare(confine.CLONE_NEWUSER)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+        confine.unshare(confine.CLONE_NEWUTS)  # AppArmor may permit a namespace, and nothing in it
+    except OSError as error:
+        reason = f"no user namespace ({error}); {_what_permits_user_namespaces()}"
+        raise OSError(error.errno, reason) from None
+    finally:
+        confine.apply(confine.prepare_dumpable(dumpable=False), "prctl")
+
+
+def _what_permits_user_namespaces() -> str:
+    for name, value in _USER_NAMESPACES.items():
+        with contextlib.suppress(OSError), open(f"/proc/sys/{name}", encoding="ascii") as file:
+            if (file.read().strip() == "0") is (value != "0"):
+                return f"sysctl {name.replace('/', '.')}={value} permits it"
+    return "a container permits it by its seccomp profile"
+
+
+_USER_NAMESPACES = {
+    "kernel/unprivileged_userns_clone": "1",  # Debian
+    "kernel/apparmor_restrict_unprivileged_userns": "0",  # Ubuntu
+    "user/max_user_namespaces": "65536",
+}
+
+
+def private_network(*, loopback: bool) -> None:
+    """A network of its own: with a loopback interface and nothing else, or with nothing that is up.
 
     Raises:
         OSError: It is not permitted.
     """
     confine.unshare(confine.CLONE_NEWNET)
+    if not loopback:
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, _INTERFACE_REQUEST.pack(b"lo", _IFF_UP | _IFF_RUNNING))
 

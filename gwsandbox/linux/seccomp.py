@@ -71,15 +71,18 @@ _NUMBERS: dict[str, tuple[int | None, int | None, int | None]] = {
     "ioctl": (16, 54, 29),
     "ioperm": (173, 101, None),
     "iopl": (172, 110, None),
+    "ioprio_set": (251, 289, 30),
     "kcmp": (312, 349, 272),
     "kexec_file_load": (320, None, 294),
     "kexec_load": (246, 283, 104),
     "keyctl": (250, 288, 219),
     "lookup_dcookie": (212, 253, 18),
+    "migrate_pages": (256, 294, 238),
     "modify_ldt": (154, 123, None),
     "mount": (165, 21, 40),
     "mount_setattr": (442, 442, 442),
     "move_mount": (429, 429, 429),
+    "move_pages": (279, 317, 239),
     "mq_open": (240, 277, 180),
     "msgget": (68, 399, 186),
     "name_to_handle_at": (303, 341, 264),
@@ -100,10 +103,15 @@ _NUMBERS: dict[str, tuple[int | None, int | None, int | None]] = {
     "quotactl_fd": (443, 443, 443),
     "reboot": (169, 88, 142),
     "request_key": (249, 287, 218),
+    "sched_setaffinity": (203, 241, 122),
+    "sched_setattr": (314, 351, 274),
+    "sched_setparam": (142, 154, 118),
+    "sched_setscheduler": (144, 156, 119),
     "semget": (64, 393, 190),
     "setdomainname": (171, 121, 162),
     "sethostname": (170, 74, 161),
     "setns": (308, 346, 268),
+    "setpriority": (141, 97, 140),
     "settimeofday": (164, 79, 170),
     "shmget": (29, 395, 194),
     "socket": (41, 359, 198),
@@ -129,6 +137,7 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # include/uapi/asm-generic/ioctls.h
 _PTRACE_ATTACH, _PTRACE_SEIZE = 16, 0x4206  # include/uapi/linux/ptrace.h
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16  # include/linux/socket.h
 _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF  # include/linux/net.h
+_PRIO_PROCESS, _IOPRIO_WHO_PROCESS = 0, 1  # include/uapi/linux/resource.h, include/uapi/linux/ioprio.h
 _PERSONALITIES = (0, 8, 0x4_0000, _WORD)  # PER_LINUX, PER_LINUX32, ADDR_NO_RANDOMIZE; the last asks only
 
 
@@ -204,13 +213,22 @@ _NO_TRACING: Policy = {
 _DOCUMENT: Policy = {
     **dict.fromkeys(
         (
-            *("socket", "socketcall", "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp"),
+            *("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp"),
             *("msgget", "semget", "shmget", "mq_open"),  # they would outlive the guest
             *("name_to_handle_at", "modify_ldt"),
         ),
         _REFUSED,
     ),
-    "prlimit64": _refused_unless(0, 0),
+    # Of another process of the same user: limits, priority, processors and memory.
+    **dict.fromkeys(
+        (
+            *("prlimit64", "sched_setaffinity", "sched_setparam", "sched_setscheduler", "sched_setattr"),
+            *("migrate_pages", "move_pages"),
+        ),
+        _refused_unless(0, 0),
+    ),
+    "setpriority": (Rule(REFUSE, Test(0, _PRIO_PROCESS, negated=True)), *_refused_unless(1, 0)),
+    "ioprio_set": (Rule(REFUSE, Test(0, _IOPRIO_WHO_PROCESS, negated=True)), *_refused_unless(1, 0)),
     "personality": _refused_unless(0, *_PERSONALITIES),
     # One of datagrams can send to any name, as if it came from socket().
     "socketpair": (
@@ -219,14 +237,21 @@ _DOCUMENT: Policy = {
     ),
 }
 
-_FAMILIES = {"loopback": (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK), "none": (_AF_UNIX,)}
+
+def _of_families(network: str) -> tuple[Rule, ...]:
+    """Sockets of these families only; that of machines and hypervisors is in no namespace, nor is cryptography."""
+    return _refused_unless(0, *((_AF_UNIX,) if network == "none" else (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK)))
+
 
 WITHOUT_CLONE3: Policy = {"clone3": (Rule(NO_SUCH_CALL),)}
 """For guests, behind the filter of the zygote, which needs the call itself."""
 
+FOR_VIEWS = ("mount", "setns", "umount2", "unshare")
+"""Likewise, where the zygote enters and makes views of mounts."""
 
-def policy(syscalls: str, network: str, *, tracing: bool, siblings: bool = False) -> Policy:
-    """The rules for a run.
+
+def policy(syscalls: str, network: str, *, tracing: bool, siblings: bool = False) -> dict[str, tuple[Rule, ...]]:
+    """The rules for a run, by the name of the call.
 
     Args:
         syscalls: As in ``Hardening``.
@@ -239,12 +264,12 @@ def policy(syscalls: str, network: str, *, tracing: bool, siblings: bool = False
         rules.update(_DEFAULT)
         rules.update({} if tracing else _NO_TRACING)
         rules["clone"] = _refused_if_any(0, _NAMESPACES if siblings else _NAMESPACES | _CLONE_PARENT)
-    if network != "host":
-        rules["socket"] = _refused_unless(0, *_FAMILIES[network])
-        rules["socketpair"] = _refused_unless(0, _AF_UNIX)
-        rules["socketcall"] = _REFUSED  # its family is behind a pointer; every i386 kernel since 4.3 has socket too
     if syscalls == "document":
         rules.update(_DOCUMENT)
+    if network != "host" or syscalls == "document":
+        rules["socket"] = _REFUSED if (syscalls, network) == ("document", "none") else _of_families(network)
+        rules.setdefault("socketpair", _refused_unless(0, _AF_UNIX))
+        rules["socketcall"] = _REFUSED  # its family is behind a pointer; every i386 kernel since 4.3 has socket too
     return rules
 
 

@@ -20,6 +20,8 @@ MECHANISMS = (
     "signals",
     "abstract_sockets",
     "own_processes",
+    "processes",
+    "host_name",
     "ipc",
     "control_files",
     "buses",
@@ -136,9 +138,16 @@ class Hardening:
             "user_namespaces": self.syscalls != "all",
             "results": self.results == "plain",
             "clean_interpreter": self.needs_clean_interpreter,
+            "processes": self.isolates,
+            "host_name": self.isolates,
         }
         bound = self.privileges == "bound"
         return frozenset(name for name in MECHANISMS if asked.get(name, bound))
+
+    @property
+    def isolates(self) -> bool:
+        """Whether guests get a root folder, a list of processes and a host name of the run's own."""
+        return self.readable is not None and self.privileges == "bound"
 
     @property
     def needs_clean_interpreter(self) -> bool:

@@ -42,6 +42,7 @@ class Attempt:
         asked_to_end: Whether it had SIGTERM at its deadline.
         ended_at: Monotonic moment of the first kill, in seconds.
         room_is_limited: Whether this process's own RLIMIT_FSIZE limits the record.
+        slot: A number that no other living guest has, from 0.
         patience: With looks at the guest that the kernel refuses.
     """
 
@@ -61,6 +62,7 @@ class Attempt:
     next_check: float | None = None
     ended_at: float | None = None
     room_is_limited: bool = False
+    slot: int = 0
     patience: Patience = field(default_factory=Patience)
     reason: Reason | None = None
     asked_to_end: bool = False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import pickle
 import select
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -73,6 +75,8 @@ class Launcher:
         self._note_confinement = note_confinement
         self._is_confined = False
         self._zygote: ZygoteProcess | None = None
+        self._inits: list[int] = []
+        self._slots: set[int] = set()
         self._lost = 0
         self._next_wake: float | None = None
         self._birth_deadline = 0.0
@@ -113,7 +117,9 @@ class Launcher:
             raise
         self._zygote = zygote
         self._waits_for_room = False
-        self._backend.adopt(zygote.pid, self.has_births)
+        if zygote.init:
+            self._inits.append(zygote.init)
+        self._backend.adopt(zygote.pid, zygote.init, self.has_births)
 
     @property
     def zygote_pid(self) -> int:
@@ -135,7 +141,15 @@ class Launcher:
         return bool(self.starting)
 
     def close(self) -> None:
-        """End the zygote. Waits until it is dead."""
+        """End the zygote, and its PID namespaces with all that is in them. Waits until it is dead."""
+        self._close_zygote()
+        for init in self._inits:
+            os.kill(init, signal.SIGKILL)
+        while self._inits:  # each ends when all of its namespace are dead and reaped, in whatever order
+            pid, _ = os.waitpid(-1, 0)
+            self._inits = [init for init in self._inits if init != pid]
+
+    def _close_zygote(self) -> None:
         if self._zygote is not None:
             zygote, self._zygote = self._zygote, None
             self._loop.forget(zygote.fileno())
@@ -145,7 +159,7 @@ class Launcher:
     def _zygote_died(self) -> None:
         """Its pidfd says so. What it answered before is still to be read."""
         self.take_answers()
-        self.close()
+        self._close_zygote()
         if not self._is_confined and self._options.hardening.require:
             self._note_confinement({})  # somebody waits to hear of it
         self._lose_births()
@@ -265,6 +279,8 @@ class Launcher:
             if "file_size" in requested or self._reserve.limits_file_size:
                 record.make_room(result)
             attempt = Attempt(order, isinstance(task, Command), sandbox, result, start_event, [], requested)
+            attempt.slot = self._take_slot()
+            undo.callback(self.release, attempt)
             attempt.room_is_limited = self._reserve.limits_room
             undo.callback(attempt.asked)
             for pipe in _output_pipes(attempt, pass_through=self._options.pass_through):
@@ -298,10 +314,21 @@ class Launcher:
                 "stdout": stdout,
                 "stderr": stderr,
             },
+            slot=attempt.slot,
             work=work,
             is_command=attempt.is_command,
             data_limit=attempt.sandbox.data_limit_at_exec if attempt.is_command else 0,
         )
+
+    def _take_slot(self) -> int:
+        """The lowest number that no living guest has."""
+        slot = next(number for number in itertools.count() if number not in self._slots)
+        self._slots.add(slot)
+        return slot
+
+    def release(self, attempt: Attempt) -> None:
+        """Nothing of an attempt lives any more: its slot is another's."""
+        self._slots.discard(attempt.slot)
 
     def take_answers(self) -> None:
         """Read what the zygote has answered: each answer is a guest that waits for its time."""
@@ -365,7 +392,9 @@ class Launcher:
                 attempt.dead, gone = True, False
             except Exception as error:  # noqa: BLE001 - at the end of the run the backend removes all
                 gone = attempt.dead and not is_not_now(error)
-            if not gone:
+            if gone:
+                self.release(attempt)
+            else:
                 left.append(attempt)
         self.abandoned = left
         self._next_clearing = time.monotonic() + self._clear_after if left else None

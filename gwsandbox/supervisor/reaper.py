@@ -94,5 +94,6 @@ def kill_children() -> None:
                 procfs.kill_tree(pid)
             except PermissionError:
                 not_ours.add(pid)
-        for pid in pids - not_ours:
-            os.waitpid(pid, 0)
+        pids -= not_ours
+        while pids:  # the first process of a PID namespace ends when all others there are reaped
+            pids.discard(os.waitpid(-1, 0)[0])

@@ -378,6 +378,7 @@ class Supervisor:
         made, large = report(attempt, os.waitstatus_to_exitcode(status), end_time, usage, counters)
         with contextlib.suppress(Exception):  # the result stands; at the end of the run the backend removes the rest
             self._reserve.use(attempt.sandbox.close)
+        self._launcher.release(attempt)
         attempt.close()
         if large != attempt.result:
             os.close(attempt.result)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
 
+from gwsandbox.guest import pid_namespace
 from gwsandbox.guest.zygote import run_zygote
-from gwsandbox.ipc.birth import ANSWER, REQUEST, ROLES, unpack_held
+from gwsandbox.ipc.birth import ANSWER, CREDENTIALS, REQUEST, ROLES, unpack_held
 from gwsandbox.ipc.channel import Packet, Sent, send
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.options import RunOptions
@@ -18,10 +21,15 @@ from gwsandbox.model.task import Command, Task
 
 _END_SECONDS = 10.0
 _LONGEST_ANSWER = 1 << 14
+_CREDENTIALS_SPACE = socket.CMSG_SPACE(CREDENTIALS.size)
 
 
 class ZygoteProcess:
-    """A zygote: forked here, and ended by ``close``. No method but ``reap`` ever waits."""
+    """A zygote: forked here, and ended by ``close``. No method but ``reap`` ever waits.
+
+    ``init`` is the first process of its PID namespace, where it has one of its own, else 0. It is to outlive the
+    zygote, as guests do.
+    """
 
     def __init__(
         self,
@@ -47,17 +55,19 @@ class ZygoteProcess:
         with contextlib.ExitStack() as undo:
             undo.callback(self._socket.close)
             with zygote_end:
-                self.pid = os.fork()
-                if self.pid == 0:
-                    for fd in (self._socket.fileno(), *not_callers):
-                        with contextlib.suppress(OSError):
-                            os.close(fd)
-                    run_zygote(zygote_end, inherited_tasks, options, limits=limits)
+                not_its_own = [self._socket.fileno(), *not_callers]
+                be_zygote = functools.partial(run_zygote, zygote_end, inherited_tasks, options, limits=limits)
+                start = functools.partial(_start, be_zygote, not_its_own)
+                if options.hardening.isolates:
+                    # Its pids are those of its namespace; the kernel translates what comes as credentials.
+                    self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                self.pid, self.init = _fork(start, isolated=options.hardening.isolates)
             try:
                 self.pidfd = os.pidfd_open(self.pid)
             except OSError:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
+                for pid in filter(None, (self.pid, self.init)):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
                 raise
             undo.pop_all()
 
@@ -66,13 +76,21 @@ class ZygoteProcess:
         return self._socket.fileno()
 
     def request(
-        self, number: int, descriptors: Mapping[str, int | None], *, work: bytes, is_command: bool, data_limit: int
+        self,
+        number: int,
+        descriptors: Mapping[str, int | None],
+        *,
+        slot: int,
+        work: bytes,
+        is_command: bool,
+        data_limit: int,
     ) -> Packet:
         """The request for a guest, to be sent by ``send``. The answers come in the order of the requests.
 
         Args:
             number: Key of a task that came along with the fork, or 0.
             descriptors: Those of ``ROLES`` that it has; they stay the caller's of this function.
+            slot: That no other living guest has.
             work: The packed task; empty where it was inherited, or comes as a descriptor.
             is_command: Whether it is a program; its ``work`` is a pickled ``program.Program``.
             data_limit: RLIMIT_DATA of a program in bytes; 0: none.
@@ -82,7 +100,7 @@ class ZygoteProcess:
             if (fd := descriptors.get(role)) is not None:
                 mask |= 1 << place
                 present.append(fd)
-        head = REQUEST.pack(number, data_limit, is_command, mask)
+        head = REQUEST.pack(number, data_limit, is_command, mask, slot)
         return Packet(head + work, tuple(present))
 
     def send(self, packet: Packet) -> Sent:
@@ -99,7 +117,7 @@ class ZygoteProcess:
         The first may be what holds the run's hardening, by mechanism.
         """
         try:
-            data = self._socket.recv(_LONGEST_ANSWER, socket.MSG_DONTWAIT)
+            data, ancillary, _, _ = self._socket.recvmsg(_LONGEST_ANSWER, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -111,7 +129,7 @@ class ZygoteProcess:
         if len(data) > ANSWER.size:
             return unpack_held(data)
         pid: int = ANSWER.unpack(data)[0]
-        return pid
+        return CREDENTIALS.unpack(ancillary[0][2])[0] if pid > 0 and ancillary else pid
 
     def wake(self) -> None:
         """Continue it, if somebody has stopped it."""
@@ -140,3 +158,24 @@ class ZygoteProcess:
         self.kill()
         self.reap(_END_SECONDS)
         os.close(self.pidfd)
+
+
+def _start(be_zygote: Callable[..., NoReturn], not_its_own: list[int], why_alone: str = "") -> NoReturn:
+    """In the zygote."""
+    for fd in not_its_own:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    be_zygote(why_no_pid_namespace=why_alone)
+
+
+def _fork(start: Callable[..., NoReturn], *, isolated: bool) -> tuple[int, int]:
+    """Pids of the zygote and of the first process of its PID namespace; 0 where it has none of its own."""
+    why = ""
+    if isolated:
+        zygote, init, why = pid_namespace.fork(start)
+        if zygote:
+            return zygote, init
+    pid = os.fork()
+    if pid == 0:
+        start(why_alone=why)
+    return pid, 0

@@ -264,11 +264,15 @@ def type_into_a_terminal_with_a_number_that_is_longer(caller: int, neighbour: in
 
 
 def supervisor(caller: int, neighbour: int) -> int:
-    return os.getppid()
+    if not (pid := os.getppid()):
+        raise ProcessLookupError(errno.ESRCH, "its parent is in no namespace that it sees")
+    return pid
 
 
 def zygote(caller: int, neighbour: int) -> int:
-    """The first child that the supervisor has forked."""
+    """The first child that the supervisor has forked; in a PID namespace of the run's own it is the second there."""
+    if not os.getppid():
+        return 2
     with open(f"/proc/{os.getppid()}/task/{os.getppid()}/children", encoding="ascii") as file:
         return int(file.read().split()[0])
 
@@ -390,7 +394,7 @@ for _path in ("/sys/kernel/mm/transparent_hugepage/enabled", "/sys/power/state",
 
 def own_cgroup() -> str:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        mount = next(line.split()[4] for line in file if " - cgroup2 " in line)
+        mount = next((line.split()[4] for line in file if " - cgroup2 " in line), "/none")
     with open("/proc/self/cgroup", encoding="ascii") as file:
         return mount + next(line[3:].strip() for line in file if line.startswith("0::"))
 

@@ -69,7 +69,9 @@ def test_only_what_is_given_is_read_and_written(backend: BackendName, tmp_path: 
     ]
     results = run_all(backend, tasks, workers=1, hardening=hardening)
     assert [result.success for result in results] == [True, True, False, True, False, False, True, False, True], results
-    assert results[0].enforcement.hardening["files"].startswith("partly: ")
+    held = results[0].enforcement.hardening
+    # By a root folder of the run's own, or else by Landlock, which leaves names to be seen.
+    assert held["files"] == "enforced" if held["processes"] == "enforced" else held["files"].startswith("partly: ")
     assert (results[0].result, (tmp_path / "work" / "new").read_text()) == ("given", "written")
     assert (tmp_path / "given" / "file").read_text() == "given"
     assert not (tmp_path / "kept" / "new").exists()
@@ -121,8 +123,11 @@ def test_a_temporary_folder_of_its_own(backend: BackendName, tmp_path: Path, mon
     assert not os.path.exists("/tmp/gwsandbox-left")
 
 
-def test_strict_is_refused_with_what_is_missing(backend: BackendName) -> None:
-    with ProcessManager(1, backend=backend, hardening=Hardening.strict()) as manager:
+def test_strict_is_refused_with_what_is_missing(backend: BackendName, monkeypatch: pytest.MonkeyPatch) -> None:
+    hardening = Hardening.strict(user="slot")
+    if os.geteuid() == 0:
+        hardening = Hardening.strict(readable=("/",))
+    with ProcessManager(1, backend=backend, hardening=hardening) as manager:
         assert manager.start_method == "forkserver"
         manager.queue_task(Task(abs, (-1,)))
         with pytest.raises(
@@ -139,4 +144,5 @@ def test_strict_runs_where_little_is_required(backend: BackendName) -> None:
     assert result.success, result
     assert result.enforcement.hardening["network"] == "enforced"
     assert result.enforcement.hardening["clean_interpreter"] == "enforced"
-    assert not run_task(backend, Task(os.listdir, ("/",)), hardening=hardening).success
+    listed = run_task(backend, Task(os.listdir, ("/",)), hardening=hardening)
+    assert not listed.success or set(os.listdir("/")) - set(listed.result), listed

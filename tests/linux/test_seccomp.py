@@ -80,7 +80,6 @@ ALWAYS = [
     "vm86old",
 ]
 IN_DOCUMENTS = [
-    "socket",
     "socketcall",
     "ptrace",
     "process_vm_readv",
@@ -94,6 +93,15 @@ IN_DOCUMENTS = [
     "name_to_handle_at",
     "modify_ldt",
 ]
+OF_ITSELF_IN_DOCUMENTS = [
+    "prlimit64",
+    "sched_setaffinity",
+    "sched_setparam",
+    "sched_setscheduler",
+    "sched_setattr",
+    "migrate_pages",
+    "move_pages",
+]
 WHERE_TRACING_IS_OPEN = ["process_vm_readv", "process_vm_writev", "process_madvise"]
 NEW_NAMESPACES = [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000]
 HIGH = 1 << 32
@@ -104,7 +112,9 @@ WORDS = sorted(
 )
 
 
-def refused(name: str, first: int, second: int, asked: tuple[str, str, bool]) -> bool:  # noqa: PLR0911 - a table
+def refused(  # noqa: PLR0911, PLR0912 - a table
+    name: str, first: int, second: int, asked: tuple[str, str, bool]
+) -> bool:
     """Whether a call is meant to be refused. Where the kernel reads an int, only its lower half counts."""
     kind, network, tracing = asked
     first_int, second_int = first & 0xFFFF_FFFF, second & 0xFFFF_FFFF
@@ -115,8 +125,14 @@ def refused(name: str, first: int, second: int, asked: tuple[str, str, bool]) ->
             return first_int != 1 or second_int & 0xF not in {1, 5}
         if name == "personality":
             return first_int not in {0, 8, 0x40000, 0xFFFF_FFFF}
-        if name == "prlimit64":
+        if name in OF_ITSELF_IN_DOCUMENTS:
             return first_int != 0
+        if name == "setpriority":
+            return first_int != 0 or second_int != 0
+        if name == "ioprio_set":
+            return first_int != 1 or second_int != 0
+        if name == "socket":
+            return network == "none" or first_int not in {1, 2, 10, 16}
     elif network != "host" and name in {"socket", "socketpair", "socketcall"}:
         if name == "socket" and network == "loopback":
             return first_int not in {1, 2, 10, 16}
@@ -138,7 +154,7 @@ ASKED = [
     *itertools.product(("all", "default", "document"), ("host", "loopback", "none"), (True,)),
     ("default", "host", False),
 ]
-BY_SECOND = {"ioctl", "socketpair"}
+BY_SECOND = {"ioctl", "socketpair", "setpriority", "ioprio_set"}
 
 
 @pytest.mark.parametrize("machine", MACHINES)

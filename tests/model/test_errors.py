@@ -100,6 +100,7 @@ CONTRACT = {
     "DegradedWarning",
     "Hardening",
     "SandboxExecutor",
+    "progress",
     "run",
     "memory_usage",
 }

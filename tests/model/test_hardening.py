@@ -27,6 +27,7 @@ def test_off_asks_for_nothing() -> None:
 
 def test_standard_asks_for_all_that_a_working_program_does_not_need() -> None:
     given = {"files", "network", "environment", "user", "temporary", "clean_interpreter", "results"}
+    given |= {"processes", "host_name"}
     assert Hardening.standard().mechanisms() == set(MECHANISMS) - given
     assert Hardening.standard().require == frozenset()
 

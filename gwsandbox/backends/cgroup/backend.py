@@ -105,9 +105,9 @@ class CgroupBackend:
     def child_died(self) -> None:
         self._orphans.reap()
 
-    def adopt(self, zygote: int, has_births: Callable[[], bool]) -> None:
+    def adopt(self, zygote: int, init: int, has_births: Callable[[], bool]) -> None:
         self._fork.zygote = zygote
-        self._orphans.adopt(zygote, has_births)
+        self._orphans.adopt(zygote, init, has_births)
 
     def descriptors(self) -> list[int]:
         return [*self._orphans.descriptors(), *([self._folder] if self._folder >= 0 else [])]

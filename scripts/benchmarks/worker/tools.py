@@ -51,6 +51,14 @@ def gwsandbox_standard(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     return _gwsandbox(calls, terms, "fork", hardening="standard")
 
 
+def gwsandbox_clean_off(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _gwsandbox(calls, terms, "forkserver", (loads.__name__,), hardening="off")
+
+
+def gwsandbox_strict(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    return _gwsandbox(calls, terms, "forkserver", (loads.__name__,), hardening="strict")
+
+
 def _gwsandbox(
     calls: Iterable[Call],
     terms: Terms,
@@ -76,7 +84,7 @@ def _manager(
     return package.ProcessManager(
         terms["workers"],
         limits=package.Limits(memory=terms["memory"], wall_seconds=terms["wall"], pids=terms["pids"]),
-        hardening=package.Hardening.off() if hardening == "off" else package.Hardening.standard(),
+        hardening=getattr(package.Hardening, hardening)(),
         backend=terms["backend"],
         start_method=start_method,
         preload=preload,
@@ -134,6 +142,8 @@ CALLERS: dict[str, Callable[[Iterable[Call], Terms], Iterator[Any]]] = {
     "gwsandbox": gwsandbox,
     "gwsandbox off": gwsandbox_off,
     "gwsandbox standard": gwsandbox_standard,
+    "gwsandbox clean off": gwsandbox_clean_off,
+    "gwsandbox strict": gwsandbox_strict,
     "gwsandbox forkserver": gwsandbox_forkserver,
     "gwsandbox preloaded": gwsandbox_preloaded,
     "glasswall": glasswall,
