@@ -26,7 +26,7 @@ FLOORS = [
     {"guest"},
     {"supervisor"},
     {"client"},
-    {"memory_usage", "manager", "importer", "executor"},
+    {"memory_usage", "manager", "importer", "executor", "aio"},
     {"run"},
     {"__init__"},
     {"service"},
