@@ -44,6 +44,7 @@ class SandboxPool:
         limits: Limits of each task.
         worker_timeout_seconds: Wall-clock seconds of each task.
         memory_limit_in_gib: GiB of memory of each task.
+        total_memory: Memory of all tasks together.
         hardening: What tasks may see and do.
         backend: How limits are held.
         start_method: "fork": guests see the caller as it is when the block is entered.
@@ -55,11 +56,12 @@ class SandboxPool:
 
     def __init__(
         self,
-        max_workers: int | None = None,
+        max_workers: int | Literal["auto"] | None = None,
         *,
         limits: Limits | None = None,
         worker_timeout_seconds: float | None = None,
         memory_limit_in_gib: float | None = None,
+        total_memory: int | str | None = None,
         hardening: Hardening | None = None,
         backend: Literal["auto", "cgroup", "rlimit"] = "auto",
         start_method: Literal["fork", "forkserver"] = "fork",
@@ -70,6 +72,7 @@ class SandboxPool:
             worker_timeout_seconds=worker_timeout_seconds,
             memory_limit_in_gib=memory_limit_in_gib,
             limits=limits,
+            total_memory=total_memory,
             hardening=hardening,
             backend=backend,
             start_method=start_method,
@@ -234,6 +237,7 @@ class SandboxPool:
         task = copy.copy(task)  # the same one may be submitted again
         if (further := check_limits(limits)) is not None:
             task.limits = further.overridden_by(task.limits)
+        self._parameters.accept(task, stacklevel=3)
         submission = Submission(task, priority)
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[submission] = waiter
