@@ -119,6 +119,7 @@ class SandboxExecutor(Executor):
         limits: See ``ProcessManager``, as all that follow.
         worker_timeout_seconds: Wall-clock seconds of each task.
         memory_limit_in_gib: GiB of memory of each task.
+        total_memory: Memory of all tasks together.
         hardening: What tasks may see and do.
         backend: How limits are held.
         start_method: How the guest's process comes to be.
@@ -130,13 +131,14 @@ class SandboxExecutor(Executor):
 
     def __init__(
         self,
-        max_workers: int | None = None,
+        max_workers: int | Literal["auto"] | None = None,
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         limits: Limits | None = None,
         worker_timeout_seconds: float | None = None,
         memory_limit_in_gib: float | None = None,
+        total_memory: int | str | None = None,
         hardening: Hardening | None = None,
         backend: Literal["auto", "cgroup", "rlimit"] = "auto",
         start_method: Literal["fork", "forkserver"] = "fork",
@@ -144,11 +146,12 @@ class SandboxExecutor(Executor):
     ) -> None:
         if isinstance(max_workers, int) and max_workers < 1:
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
-        parameters = Parameters(
+        self._parameters = Parameters(
             max_workers=max_workers,
             worker_timeout_seconds=worker_timeout_seconds,
             memory_limit_in_gib=memory_limit_in_gib,
             limits=limits,
+            total_memory=total_memory,
             hardening=hardening,
             backend=backend,
             start_method=start_method,
@@ -158,8 +161,8 @@ class SandboxExecutor(Executor):
         self._priority = 0
         self._initializer: Initializer | None = None
         if initializer is not None:
-            self._initializer = Initializer(initializer, initargs, travels=parameters.start_method != "fork")
-        self._shared = _Shared(parameters, self._initializer)
+            self._initializer = Initializer(initializer, initargs, travels=self._parameters.start_method != "fork")
+        self._shared = _Shared(self._parameters, self._initializer)
         self._thread = self._shared.thread
 
     # --- views --------------------------------------------------------------------------------------
@@ -210,6 +213,7 @@ class SandboxExecutor(Executor):
 
         Raises:
             TypeError: It is none of these; or arguments are given beside a task, which has its own.
+            ValueError: Its memory limit does not fit under the total.
             RuntimeError: The executor is shut down, or belongs to another process.
             BrokenProcessPool: The initializer fails.
             SandboxError: No supervisor can be started.
@@ -222,6 +226,7 @@ class SandboxExecutor(Executor):
             task = copy.copy(fn)  # the same one may be submitted again
         if self._limits is not None:
             task.limits = self._limits.overridden_by(task.limits)
+        self._parameters.accept(task, stacklevel=2)
         begun = task
         if self._initializer is not None and isinstance(task, Task):
             begun = self._initializer.begin(task)

@@ -38,10 +38,13 @@ class ProcessManager:
     or, inside of the block, ``for result in manager.as_completed(): ...``. To be used by one thread.
 
     Args:
-        max_workers: Tasks at a time; ``None`` or 0: the logical CPUs that this process may use.
+        max_workers: Tasks at a time; ``None`` or 0: the logical CPUs that this process may use. "auto": of those only
+            as many as there is memory for, by the memory limit of a task.
         worker_timeout_seconds: Wall-clock seconds of each task; ``None`` or 0: no limit.
         memory_limit_in_gib: GiB (1024**3 bytes) of memory of each task; ``None`` or 0: no limit.
         limits: Further limits of each task; the two above override its ``wall_seconds`` and ``memory``.
+        total_memory: Bytes, or a text like "4GiB", of memory of all tasks together. A task starts only when its own
+            memory limit fits under it beside those that run; one without a limit counts nothing.
         hardening: What tasks may see and do; ``None`` is ``Hardening.standard()``. One that shows only some files needs
             a clean interpreter, and then ``start_method`` is "forkserver".
         backend: "cgroup", "rlimit", or "auto": cgroup where it is available, else rlimit, with one
@@ -59,11 +62,12 @@ class ProcessManager:
 
     def __init__(
         self,
-        max_workers: int | None = None,
+        max_workers: int | Literal["auto"] | None = None,
         worker_timeout_seconds: float | None = None,
         memory_limit_in_gib: float | None = None,
         *,
         limits: Limits | None = None,
+        total_memory: int | str | None = None,
         hardening: Hardening | None = None,
         backend: Literal["auto", "cgroup", "rlimit"] = "auto",
         start_method: Literal["fork", "forkserver"] = "fork",
@@ -78,6 +82,7 @@ class ProcessManager:
             worker_timeout_seconds=worker_timeout_seconds,
             memory_limit_in_gib=memory_limit_in_gib,
             limits=limits,
+            total_memory=total_memory,
             hardening=hardening,
             backend=backend,
             start_method=start_method,
@@ -112,9 +117,10 @@ class ProcessManager:
 
         Raises:
             TypeError: It is neither a ``Task`` nor a ``Command``.
+            ValueError: Its memory limit does not fit under the total.
         """
-        self._queue.append((next(self._numbers), check_task(task)))
-        self._parameters.warn_of(task, stacklevel=2)
+        self._parameters.accept(check_task(task), stacklevel=2)
+        self._queue.append((next(self._numbers), task))
 
     def queue_tasks(self, tasks: Iterable[Work]) -> None:
         """Queue tasks from an iterable, which is drawn from only as slots come free, in this thread.
@@ -217,11 +223,15 @@ class ProcessManager:
             if isinstance(entry, tuple):
                 if not session.is_inherited(entry[0]) and not self._has_room(session):
                     break
+                if not self._has_memory(session, entry):
+                    break
                 self._submit_once(session, *entry)
                 self._queue.popleft()
             elif not self._has_room(session):
                 break
             elif self._draw(entry):
+                if not self._has_memory(session, self._drawn[0]):
+                    break
                 self._submit_once(session, *self._drawn[0])
                 self._drawn.popleft()
             else:
@@ -230,6 +240,10 @@ class ProcessManager:
 
     def _has_room(self, session: Session) -> bool:
         return session.unfinished + len(self._ready) < self.max_workers * (1 + _AHEAD_PER_WORKER)
+
+    def _has_memory(self, session: Session, entry: tuple[int, Work]) -> bool:
+        """Whether a task fits under the total; so does one that was submitted by a call that was interrupted."""
+        return entry[0] == session.last_number or self._parameters.has_memory_for(entry[1], (session,))
 
     @staticmethod
     def _submit_once(session: Session, number: int, task: Work) -> None:
@@ -244,8 +258,8 @@ class ProcessManager:
         if not self._drawn:
             return False
         try:
-            self._parameters.warn_of(check_task(self._drawn[0][1]), stacklevel=2)
-        except TypeError:
+            self._parameters.accept(check_task(self._drawn[0][1]), stacklevel=2)
+        except (TypeError, ValueError):
             self._drawn.clear()
             raise
         return True

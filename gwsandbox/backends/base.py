@@ -24,6 +24,8 @@ class Counters(NamedTuple):
     """What is known of allocations that a limit of ours has refused."""
     killer: str = ""
     """Who, outside of gwsandbox, has killed the guest, where that is known."""
+    total_memory: int = 0
+    """Bytes that all guests of the run may have together, where they reached that while this one lived."""
 
 
 class Check(NamedTuple):
@@ -94,8 +96,11 @@ class Backend(Protocol):
     may_refuse: bool
     """Whether ``prepare`` may fail on a host where others succeed: the caller then waits to hear of it."""
 
-    def prepare(self) -> str:
+    def prepare(self, total_memory: int = 0) -> str:
         """Once per run, in the reaper's process: get ready to open sandboxes.
+
+        Args:
+            total_memory: Bytes that all guests together may have; 0 is no such limit.
 
         Returns:
             What ``adopt_group`` needs in the caller's process.

@@ -93,6 +93,9 @@ class _Plan(NamedTuple):
     is_root: bool
 
 
+_TOTAL_MEMORY = "tasks start only as their memory limits fit under it, and nothing holds what they take together"
+
+
 class RlimitBackend:
     """Limits held by setrlimit(2) and by looking."""
 
@@ -103,15 +106,17 @@ class RlimitBackend:
         self._fork = ForkMemory()
         self._orphans = Orphans()
         self._room = _room_to_reserve()
+        self._has_total = False
         self._plans: dict[tuple[tuple[str, float], ...], _Plan] = {}
 
-    def prepare(self) -> str:
+    def prepare(self, total_memory: int = 0) -> str:
         """See that there is something to look at, and let no guest become a user whom we may not kill.
 
         Raises:
             SandboxError: There is no /proc, or one of another PID namespace.
         """
         procfs.check_mount()
+        self._has_total = total_memory > 0
         if os.geteuid():
             confine.no_new_privs()
         return ""
@@ -155,6 +160,8 @@ class RlimitBackend:
         if "pids" in requested and os.geteuid() == 0:
             held["pids"] = "sampling"
             degraded["pids"] = _PIDS_AS_ROOT
+        if self._has_total:
+            held["total_memory"], degraded["total_memory"] = "admission", _TOTAL_MEMORY
         for name, said in said_of_ceilings(requested).items():
             held[name] += said
         return Enforcement(self.name, held, degraded)

@@ -5,18 +5,29 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable
+from typing import Literal
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.backends.choose import find_backend, rlimit_degrades, warn_degraded
 from gwsandbox.backends.rlimit import RlimitBackend
-from gwsandbox.client.session import Session
+from gwsandbox.client.session import Session, memory_limit
+from gwsandbox.memory_usage import get_available_memory_bytes
 from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.hardening import Hardening, check_hardening
-from gwsandbox.model.limits import GIB, LARGEST_SIZE, LONGEST_SECONDS, MOST_WORKERS, Limits, check_count, check_number
+from gwsandbox.model.limits import (
+    GIB,
+    LARGEST_SIZE,
+    LONGEST_SECONDS,
+    MOST_WORKERS,
+    Limits,
+    check_count,
+    check_number,
+    check_size,
+)
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import Command, Task, check_limits
-from gwsandbox.model.text import shorten
+from gwsandbox.model.text import format_size, shorten
 
 
 class Parameters:
@@ -25,10 +36,11 @@ class Parameters:
     def __init__(
         self,
         *,
-        max_workers: int | None,
+        max_workers: int | Literal["auto"] | None,
         worker_timeout_seconds: float | None,
         memory_limit_in_gib: float | None,
         limits: Limits | None,
+        total_memory: int | str | None,
         hardening: Hardening | None,
         backend: str,
         start_method: str,
@@ -45,6 +57,7 @@ class Parameters:
             worker_timeout_seconds: Likewise.
             memory_limit_in_gib: Likewise.
             limits: Likewise.
+            total_memory: Likewise.
             hardening: Likewise.
             backend: Likewise.
             start_method: Likewise.
@@ -59,10 +72,12 @@ class Parameters:
         """
         if start_method not in {"fork", "forkserver"}:
             raise ValueError(f"start_method must be 'fork' or 'forkserver', not {start_method!r}")
-        self.max_workers = _workers(max_workers)
         self.worker_timeout_seconds = _plain(worker_timeout_seconds, "worker_timeout_seconds")
         self.memory_limit_in_gib = _plain(memory_limit_in_gib, "memory_limit_in_gib")
         self.limits = _limits(limits, self.worker_timeout_seconds, self.memory_limit_in_gib)
+        self.total_memory = check_size(total_memory or 0, "total_memory")
+        self._check_fits(self.limits)
+        self.max_workers = _workers(self._as_many_as_fit() if max_workers == "auto" else max_workers)
         self.hardening = _existing_user(check_hardening(hardening))
         self.start_method = start_method
         if self.hardening.needs_clean_interpreter and not pass_through:  # with which there are programs only
@@ -96,6 +111,7 @@ class Parameters:
             says_begins=self.says_begins,
             preload=self.preload,
             hardening=self.hardening,
+            total_memory=self.total_memory,
         )
         return Session(self.backend, options, inherited_tasks, results)
 
@@ -110,14 +126,44 @@ class Parameters:
         self.backend, self._refused = RlimitBackend(), error
         self.warn_if_degraded(self.limits, stacklevel=stacklevel + 1)
 
-    def warn_of(self, task: Task | Command, *, stacklevel: int) -> None:
-        """Warn where this is the first task with a limit of its own that is held less than fully."""
+    # --- memory -------------------------------------------------------------------------------------
+
+    def has_memory_for(self, task: Task | Command, sessions: Iterable[Session]) -> bool:
+        """Whether the memory limit of a task fits under the total, beside those of the unfinished tasks."""
+        if not self.total_memory:
+            return True
+        promised = sum(session.promised_memory() for session in sessions)
+        return promised + memory_limit(self.limits, task) <= self.total_memory
+
+    def _check_fits(self, limits: Limits) -> None:
+        if self.total_memory and int(limits.memory or 0) > self.total_memory:
+            raise ValueError(
+                f"a memory limit of {format_size(int(limits.memory or 0))} does not fit under total_memory of "
+                f"{format_size(self.total_memory)}: such a task could never start"
+            )
+
+    def _as_many_as_fit(self) -> int:
+        """As many tasks at a time as there are CPUs, and memory for their limits."""
+        workers = len(os.sched_getaffinity(0))
+        if memory := int(self.limits.memory or 0):
+            there_is = min(self.total_memory or LARGEST_SIZE, get_available_memory_bytes())
+            workers = min(workers, max(there_is // memory, 1))
+        return workers
+
+    def accept(self, task: Task | Command, *, stacklevel: int) -> None:
+        """Warn where this is the first task with a limit of its own that is held less than fully.
+
+        Raises:
+            ValueError: Its memory limit does not fit under the total.
+        """
+        if task.limits is not None:
+            self._check_fits(task.limits)
         if self._refused is not None and task.limits is not None and task.limits.requested():
             self.warn_if_degraded(task.limits, stacklevel=stacklevel + 1)
 
     def warn_if_degraded(self, limits: Limits, *, stacklevel: int) -> None:
         """Warn once, unless ``limits`` are some, and each of them is held fully."""
-        if self._refused is not None and (not limits.requested() or rlimit_degrades(limits)):
+        if self._refused is not None and (self.total_memory or not limits.requested() or rlimit_degrades(limits)):
             refused, self._refused = self._refused, None
             warn_degraded(refused, stacklevel=stacklevel + 1)
 

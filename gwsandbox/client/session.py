@@ -34,6 +34,7 @@ from gwsandbox.ipc.channel import LOST, Begun, Cancel, Confined, Ended, Order, P
 from gwsandbox.linux import unpatched
 from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
+from gwsandbox.model.limits import Limits
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, Task
@@ -143,6 +144,10 @@ class Session:
     def unfinished(self) -> int:
         """How many tasks were submitted and have no result yet."""
         return len(self._unfinished)
+
+    def promised_memory(self) -> int:
+        """Bytes that the memory limits of the unfinished tasks add up to."""
+        return sum(memory_limit(self._options.limits, task) for _, task in self._unfinished.values())
 
     def is_inherited(self, number: int) -> bool:
         """Whether this task came along with the fork."""
@@ -441,6 +446,11 @@ class Session:
             if time.monotonic() >= deadline and not self.lost:
                 self.kill()
                 deadline += _CLOSE_SECONDS
+
+
+def memory_limit(limits: Limits, task: Task | Command) -> int:
+    """Bytes of the memory limit of a task among ``limits`` of its run; 0 where it has none."""
+    return int(limits.overridden_by(task.limits).memory or 0)
 
 
 def _not_sent(number: int, error: BaseException) -> Report:

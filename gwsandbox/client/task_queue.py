@@ -177,7 +177,7 @@ class TaskQueue:
         for session in self._sessions():
             self._take(session)
         self._close_done()
-        while self._waiting and self._has_room():
+        while self._waiting and self._has_room(self._waiting[0][2].task):
             if not self._start_or_fail():
                 break
             submission = heapq.heappop(self._waiting)[2]
@@ -199,9 +199,11 @@ class TaskQueue:
             submission.session = None
             self._finished.append((submission, result))
 
-    def _has_room(self) -> bool:
+    def _has_room(self, task: Task | Command) -> bool:
         ahead = 0 if self._replaced else _AHEAD
-        return len(self._sent) < self._parameters.max_workers + ahead
+        if len(self._sent) >= self._parameters.max_workers + ahead:
+            return False
+        return self._parameters.has_memory_for(task, self._sessions())
 
     def _start_or_fail(self) -> bool:
         """Have a session; where none can be started, what waits has that as its result."""

@@ -108,7 +108,12 @@ def _plain_number(value: object) -> object:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
-def _check_size(value: object, name: str) -> int:
+def check_size(value: object, name: str) -> int:
+    """``value`` as bytes: a whole number, or a text like ``"512MiB"``.
+
+    Raises:
+        TypeError, ValueError: As ``check_count``; or it is more than any machine has.
+    """
     if isinstance(value, str):
         value = parse_size(value, name)
     number = check_count(value, name)
@@ -164,15 +169,15 @@ def _check_cpus(value: object, name: str) -> float:
 
 
 _CHECKS = {
-    "memory": _check_size,
-    "swap": _check_size,
+    "memory": check_size,
+    "swap": check_size,
     "wall_seconds": _check_seconds,
     "cpu_seconds": _check_seconds,
     "cpus": _check_cpus,
     "pids": _check_pids,
     "open_files": _check_files,
-    "file_size": _check_size,
-    "output": _check_size,
+    "file_size": check_size,
+    "output": check_size,
 }
 
 

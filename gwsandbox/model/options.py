@@ -26,6 +26,7 @@ class RunOptions(NamedTuple):
         hardening: What a guest may see and do.
         modules: Files and folders of modules that the caller has loaded, where guests may read only some files.
         preload: Modules that a clean interpreter imports once.
+        total_memory: Bytes that all guests together may have; 0 is no such limit.
         caller: Pid of the caller.
         collect_garbage: Whether the caller has the garbage collector on.
         other_threads: Threads that the caller had beside its own when it was forked.
@@ -43,6 +44,7 @@ class RunOptions(NamedTuple):
     hardening: Hardening = Hardening.standard()
     modules: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
+    total_memory: int = 0
     caller: int = 0
     collect_garbage: bool = True
     other_threads: int = 0

@@ -78,6 +78,7 @@ class Evidence(NamedTuple):
         file_size_limited: A file-size limit was asked for (and so SIGXFSZ is ours).
         refusal: What is known of allocations that a limit of ours has refused.
         killer: Who, outside of gwsandbox, has killed it, where that is known.
+        total_memory: Bytes that all tasks may have together, where they reached that; else 0.
         unfinished: What the guest waited for when it was ended after its record was whole; "" where that is unknown.
     """
 
@@ -95,6 +96,7 @@ class Evidence(NamedTuple):
     unfinished: str = ""
     refusal: str = ""
     killer: str = ""
+    total_memory: int = 0
 
 
 _OWN_FATAL_SIGNALS = frozenset(
@@ -238,6 +240,11 @@ def _explain_kill(evidence: Evidence, requested: Mapping[str, float]) -> str:
         )
     if evidence.killer:
         return f"ended by {name}, sent by {evidence.killer}"
+    if evidence.oom_kills_local and evidence.total_memory:
+        return (
+            f"killed by the OOM killer, as all tasks together reached total_memory of "
+            f"{format_size(evidence.total_memory)}; give each a memory limit, so that only those start that fit"
+        )
     if evidence.oom_kills_local:
         return (
             "killed by the OOM killer, and not for this task's own limit: an ancestor cgroup's memory.max "

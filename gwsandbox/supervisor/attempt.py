@@ -190,6 +190,7 @@ def report(
         unfinished=unfinished,
         refusal=counters.refusal,
         killer=counters.killer,
+        total_memory=counters.total_memory,
     )
     outcome = judge(evidence)
     detail, held = explain(evidence, outcome, attempt.requested), attempt.sandbox.enforcement

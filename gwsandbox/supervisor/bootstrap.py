@@ -82,7 +82,7 @@ def _begin(end: _socket.socket, inheritance: Inheritance) -> NoReturn:
         descriptors.close_lifelines({end.fileno()})
     if options.hardening.privileges == "bound":
         confine.apply(confine.prepare_dumpable(dumpable=False), "prctl")
-    group = backend.prepare()
+    group = backend.prepare(options.total_memory)
     watch_over(backend, functools.partial(_supervise, end, backend, options, tasks), end, group)
 
 

@@ -53,6 +53,7 @@ class CgroupBackend:
         self._path = ""
         self._folder = -1
         self._controllers: frozenset[str] = frozenset()
+        self._total_memory = 0
         self._opened = 0
         self._enforcements: dict[tuple[str, ...], Enforcement] = {}
         self._fork = ForkMemory()
@@ -80,7 +81,7 @@ class CgroupBackend:
                 )
             return found
 
-    def prepare(self) -> str:
+    def prepare(self, total_memory: int = 0) -> str:
         """Open this run's group, in a scope of systemd's where nothing is delegated; sweep what dead owners left.
 
         Raises:
@@ -94,7 +95,19 @@ class CgroupBackend:
             run_group.sweep(root.path)
         self._path, self._folder = run_group.open_run_group(root)
         self._controllers = root.controllers
+        if total_memory:
+            self._limit_group(total_memory)
         return self._path
+
+    def _limit_group(self, total_memory: int) -> None:
+        """Limit what all leaves have together; no swap beyond that, as for a leaf."""
+        self._total_memory = total_memory
+        try:
+            files.write_if_there("memory.swap.max", "0", self._folder, "limit run", self._path)
+            files.write("memory.max", str(total_memory), self._folder, "limit run", self._path)
+        except BaseException:
+            self.destroy()
+            raise
 
     def adopt_group(self, group: str) -> None:
         self._path = group
@@ -133,7 +146,7 @@ class CgroupBackend:
                 undo.callback(os.close, folder)
             except OSError as error:
                 raise CgroupError("open leaf", path=path, errno=error.errno or 0) from error
-            place = Place(path, name, folder, self._folder)
+            place = Place(path, name, folder, self._folder, self._total_memory)
             leaf = Leaf(place, requested, self._enforcements[key], fork=self._fork, orphans=self._orphans)
             leaf.write_limits()
             undo.pop_all()
@@ -153,6 +166,8 @@ class CgroupBackend:
         held = {name: _HELD_BY[name] for name in requested if name not in degraded}
         if "memory" in requested:
             held["swap"] = _HELD_BY["swap"]
+        if self._total_memory:
+            held["total_memory"] = "memory.max of the run group"
         return Enforcement(self.name, held, degraded)
 
     def destroy(self) -> None:

@@ -43,6 +43,7 @@ class Place(NamedTuple):
     name: str
     folder: int
     above: int
+    total_memory: int = 0
 
 
 class Leaf:
@@ -71,6 +72,7 @@ class Leaf:
         self._waiting = -1
         self._keeps_memory = False
         self._events = -1
+        self._ooms_of_group = _ooms(place.above) if place.total_memory else 0
         self._cpu_limit = requested.get("cpu_seconds")
         self.first_check = None if self._cpu_limit is None else self._cpu_limit / (os.cpu_count() or 1)
 
@@ -234,7 +236,10 @@ class Leaf:
         local = self._read("memory.events.local")
         # Before Linux 5.2 there is no local file; the hierarchical one is right unless the task nests groups.
         own = events if local is None else files.parse_flat(local)
-        return Counters(own.get("oom", 0), events.get("oom_kill", 0), own.get("oom_kill", 0))
+        together = self._place.total_memory
+        if not (together and _ooms(self._place.above) > self._ooms_of_group):
+            together = 0
+        return Counters(own.get("oom", 0), events.get("oom_kill", 0), own.get("oom_kill", 0), total_memory=together)
 
     def _was_killed_by_oomd(self) -> bool:
         with contextlib.suppress(OSError):  # ENODATA: it was not, or systemd is older than 248
@@ -247,6 +252,11 @@ class Leaf:
             if fd >= 0:
                 os.close(fd)
         subtree.remove(self._place.name, self._place.above, self.path)
+
+
+def _ooms(group: int) -> int:
+    """How often the limit of a group itself was reached in vain."""
+    return files.parse_flat(files.read("memory.events.local", group)).get("oom", 0)
 
 
 def _swap_is_on() -> bool:
