@@ -12,7 +12,8 @@ from typing import Literal, Self
 
 from gwsandbox.client.parameters import Parameters, check_task
 from gwsandbox.client.results import never_started
-from gwsandbox.client.session import RunningTask, Session
+from gwsandbox.client.running import RunningTask
+from gwsandbox.client.session import Session
 from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits

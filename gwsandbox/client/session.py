@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from itertools import starmap
-from typing import Any, NamedTuple
+from typing import Any
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.client import clean_interpreter
@@ -25,6 +25,7 @@ from gwsandbox.client.log import log_result
 from gwsandbox.client.loggers import other_threads
 from gwsandbox.client.processes import Processes
 from gwsandbox.client.results import make_result
+from gwsandbox.client.running import RunningTask
 from gwsandbox.client.trace import trace_result
 from gwsandbox.client.uninterrupted import close_all, store
 from gwsandbox.guest.reach import loaded_modules
@@ -49,20 +50,6 @@ _SIGNALS = signal.valid_signals()
 
 # What recvmsg(2) gives. A None in the list of ancillary data stands for a descriptor of it that is closed.
 _RawPacket = tuple[bytes, list[Any], int, Any]
-
-
-class RunningTask(NamedTuple):
-    """A task whose time has begun.
-
-    Args:
-        task: What runs.
-        pid: Of its guest's first process.
-        started: Moment of the monotonic clock, in seconds.
-    """
-
-    task: Task | Command
-    pid: int
-    started: float
 
 
 class Session:

@@ -1,4 +1,4 @@
-"""A ``TaskResult`` for people: in a notebook, and where rich prints it."""
+"""A ``TaskResult`` for people: in a notebook, and where rich prints it. It is imported by the class."""
 
 from __future__ import annotations
 

@@ -106,13 +106,13 @@ def test_options_of_further_attempts_that_cannot_be(place: Path, words: list[str
 
 
 def test_fail_fast_ends_the_run_and_the_same_command_goes_on(place: Path) -> None:
-    template = "sh -c 'test \"$1\" != in/b || test -e good' sh {}"
+    template = "sh -c 'case $1 in in/b) test -e good;; in/c) test -e good || sleep 60;; esac' sh {}"
     words = [*MAP, "--fail-fast", "--report", "r", "--command", template, "in"]
     done = cli(*words, cwd=place)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0] == "FAILED in/b: exit code 1"
-    assert lines[1] == "gwsandbox map: ended at the first failure, with 1 inputs not done (--fail-fast)"
+    assert lines[1] == "gwsandbox map: ended at the first failure, with 1 input not done (--fail-fast)"
     assert summary(done.stderr) == "gwsandbox map: 1 succeeded, 1 failed"
     assert [row["input"] for row in rows(place / "r")] == ["in/a", "in/b"]
     (place / "good").touch()

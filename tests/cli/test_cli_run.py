@@ -440,7 +440,7 @@ def test_report_has_the_fields_of_a_result(backend: BackendName, tmp_path: Path)
     assert done.returncode == 3
     report = json.loads((tmp_path / "r.json").read_text())
     of_result = [field.name for field in fields(TaskResult) if field.name != "result"]
-    assert list(report) == [*of_result, "limits", "folder", "repeat"]
+    assert list(report) == [*of_result, "limits", "folder", "repeat", "report"]
     assert (report["limits"], report["folder"]) == ({"memory": 1 << 30, "wall_seconds": 60.0}, str(tmp_path))
     again = ["gwsandbox", "run", "--memory", str(1 << 30), "--timeout", "60", "--", "sh", "-c", "exit 3"]
     assert report["repeat"] == again

@@ -81,8 +81,8 @@ def _conclude(run: Run, seconds: float) -> None:
         for line in run.closing.lines():
             say(line, prefix="", keeps_columns=True)
     if run.is_stopped:
-        rest = run.counts.inputs - run.counts.done
-        note(f"ended at the first failure, with {rest} inputs not done (--fail-fast)", prefix=PREFIX)
+        rest = count(range(run.counts.inputs - run.counts.done), "input")
+        note(f"ended at the first failure, with {rest} not done (--fail-fast)", prefix=PREFIX)
     if run.request.report.page is not None and run.request.report.rows is not None:
         rows = read_rows(run.request.report.rows)
         write_whole(run.request.report.page, make_page(rows, title_of(run.request.report.rows, rows)))

@@ -16,7 +16,7 @@ from gwsandbox.cli.map.progress import Progress
 from gwsandbox.cli.map.running import RunningRow
 from gwsandbox.cli.map.target import hide_from_guests
 from gwsandbox.cli.signals import SignalQueue, suspend
-from gwsandbox.client.session import RunningTask
+from gwsandbox.client.running import RunningTask
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import CommandOutput

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gwsandbox.client.session import RunningTask
+from gwsandbox.client.running import RunningTask
 from gwsandbox.model.limits import Limits
 
 

@@ -19,7 +19,7 @@ from gwsandbox.cli.map.running import RunningRow
 from gwsandbox.cli.map.target import Target
 from gwsandbox.cli.messages import OWN_FAILURE, degradation_as_message, not_hardened, not_held
 from gwsandbox.cli.signals import SignalQueue, StopSignals
-from gwsandbox.client.session import RunningTask
+from gwsandbox.client.running import RunningTask
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.errors import GuestFailed, SandboxError
 from gwsandbox.model.limits import Limits
