@@ -120,6 +120,15 @@ def ends_with_a_task() -> bool:
     return own.get("OOMPolicy", ("s", ""))[1] in {"stop", "kill"}
 
 
+def protects_cgroups() -> bool:
+    """Whether ``ProtectControlGroups=`` makes cgroups read-only in this process's unit, or nobody can be asked.
+
+    ``ReadOnlyPaths=`` does so too.
+    """
+    own = _find_own_unit() or {}
+    return own.get("ProtectControlGroups", ("b", True))[1] is not False
+
+
 def _find_own_unit() -> Unit | None:
     try:
         with _bus("find own unit", str(os.getpid())) as bus:

@@ -13,14 +13,18 @@ import signal
 import stat
 import subprocess
 import time
+import tty
 from collections.abc import Container
 from pathlib import Path
 
+from testvm.shared_folder import AgentEnd
 from testvm.wire import Channel, Disconnected, FileHeader, Kind, RunRequest, Stamp
 
-PORT = "/dev/virtio-ports/gwsandbox.agent"
+PORT = "/dev/virtio-ports/gwsandbox.agent"  # of QEMU
+SERIAL = "/dev/ttyS0"  # of User-mode Linux
 TREE = Path("/gwsandbox")
 OUT = Path("/out")
+HOST = Path("/run/gwsandbox/host")  # where User-mode Linux shows a folder of the host
 STATUS = Path("/run/gwsandbox/status")
 USER, UID = "tester", 1000
 PATH = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -39,7 +43,7 @@ CGROUPS = {
 
 
 def main() -> None:
-    channel = Channel(os.open(PORT, os.O_RDWR | os.O_NONBLOCK))
+    channel = open_channel()
     while True:
         try:
             answer(channel, *channel.receive())
@@ -47,6 +51,15 @@ def main() -> None:
             # An unconnected port reads as an endless end of file, and no event says that a host is back.
             channel.forget()
             time.sleep(0.1)
+
+
+def open_channel() -> Channel:
+    """Open the line to the host."""
+    if os.path.exists(PORT):
+        return Channel(os.open(PORT, os.O_RDWR | os.O_NONBLOCK))
+    fd = os.open(SERIAL, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
+    tty.setraw(fd)
+    return AgentEnd(fd, HOST)
 
 
 def answer(channel: Channel, kind: Kind, payload: bytes) -> None:

@@ -5,7 +5,7 @@ import os
 import time
 
 from testvm import VmError, image, log, machine, recipe, session
-from testvm.qemu import Boot
+from testvm.boot import Boot, Kind
 
 PYTEST = "scripts/pytest.sh"  # in the work tree
 
@@ -47,7 +47,9 @@ def test(options: argparse.Namespace) -> int:
 
 def test_environment(role: str) -> dict[str, str]:
     """The features without which tests fail and are not skipped (see tests/features.py), and what scripts/test asks."""
-    must_have = "cgroup2" if role == "root" else "cgroup2,delegated"
+    must_have = {"root": "cgroup2", "unit": "cgroup2,delegated,mount_namespace,root,swap,vm"}.get(
+        role, "cgroup2,delegated"
+    )
     again = {name: value for name, value in os.environ.items() if name == "GWSANDBOX_TEST_AGAIN"}
     return {"GWSANDBOX_TEST_MUST_HAVE": must_have, **again}
 
@@ -70,7 +72,7 @@ def up(options: argparse.Namespace) -> int:
     except BaseException:
         named.stop()
         raise
-    log(f"machine {named.name} ({options.suite}) is up after {time.monotonic() - began:.0f} s")
+    log(f"machine {named.name} ({options.suite}, {options.machine}) is up after {time.monotonic() - began:.0f} s")
     return 0
 
 
@@ -88,14 +90,16 @@ def down(options: argparse.Namespace) -> int:
 
 
 def status(_: argparse.Namespace) -> int:
-    """List the machines that are up: name, suite, folder."""
+    """List the machines that are up: name, suite, kind, folder."""
     for one in machine.running():
-        print(f"{one.name}\t{one.suite}\t{one.folder}")
+        print(f"{one.name}\t{one.suite}\t{one.kind}\t{one.folder}")
     return 0
 
 
 def boot_of(options: argparse.Namespace, login: str | None = None) -> Boot:
-    return Boot(image.get(options.suite), options.memory, options.cpus, options.append, login)
+    kind = Kind.QEMU if login else Kind(options.machine)
+    memory = options.memory or kind.memory
+    return Boot(image.get(options.suite), kind, memory, options.cpus, options.append, login)
 
 
 def order_of(options: argparse.Namespace) -> session.Order:

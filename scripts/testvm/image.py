@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Image:
     disk: Path
     kernel: Path
     qemu: Path
+    uml: Path
 
 
 def cache() -> Path:
@@ -44,25 +45,28 @@ def get(suite: str, *, fresh: bool = False) -> Image:
     requirements = read_requirements(REPO / "pyproject.toml")
     disk = base / f"disk-{recipe.disk_fingerprint(requirements)}.img"
     qemu = cache() / f"qemu-{recipe.qemu_fingerprint()}"
-    if fresh or not disk.exists() or not qemu.exists():
+    uml = cache() / f"uml-{recipe.uml_fingerprint()}"
+    if fresh or not all(path.exists() for path in (disk, qemu, uml)):
         need_tools(BUILD_TOOLS)
         with build_lock():
             if fresh and base.exists():
                 shutil.rmtree(base)
             if not qemu.exists():
                 build_qemu(qemu)
+            if not uml.exists():
+                build_uml(uml)
             if not base.exists():
                 build_base(suite, base)
             if not disk.exists():
-                build_disk(base, requirements, disk)
-    return Image(suite, disk, base / "vmlinuz", qemu)
+                build_disk(base, requirements, uml, disk)
+    return Image(suite, disk, base / "vmlinuz", qemu, uml)
 
 
 def prune(keep: list[Image]) -> None:
     """Remove what other recipes and requirement lists left of these suites in the cache."""
     with build_lock():
-        for folder in cache().glob("qemu-*"):
-            if folder not in [image.qemu for image in keep]:
+        for folder in [*cache().glob("qemu-*"), *cache().glob("uml-*")]:
+            if not any(folder in (image.qemu, image.uml) for image in keep):
                 shutil.rmtree(folder)
         for image in keep:
             for folder in cache().glob(f"{image.suite}-*"):
@@ -78,15 +82,38 @@ def prune(keep: list[Image]) -> None:
 
 def build_qemu(target: Path) -> None:
     """Unpack QEMU with its libraries and firmware."""
-    with timed(f"unpacking QEMU of {recipe.QEMU_SUITE} in {target} …"), work_folder() as work:
+    paths = (recipe.QEMU_PROGRAM, recipe.QEMU_LIBRARIES, *recipe.QEMU_FIRMWARE)
+    unpack_package(recipe.QEMU_SUITE, recipe.QEMU_PACKAGE, paths, target)
+
+
+def build_uml(target: Path) -> None:
+    """Unpack User-mode Linux: a program with its libraries, and the modules of its kernel."""
+    paths = (recipe.UML_PROGRAM, recipe.UML_LIBRARIES, recipe.UML_MODULES)
+    unpack_package(recipe.UML_SUITE, recipe.UML_PACKAGE, paths, target, rename_loader)
+
+
+def rename_loader(tree: Path) -> None:
+    """Let the program of User-mode Linux take its loader from a descriptor."""
+    program = tree / recipe.UML_PROGRAM
+    name = recipe.UML_LOADER.encode()
+    new_name = f"/proc/self/fd/{recipe.UML_LOADER_FD}".encode().ljust(len(name), b"\0")
+    program.write_bytes(program.read_bytes().replace(name, new_name))
+
+
+def unpack_package(
+    suite: str, package: str, paths: tuple[str, ...], target: Path, finish: Callable[[Path], None] = lambda _: None
+) -> None:
+    """Unpack paths out of a package and what it depends on, without an installation."""
+    with timed(f"unpacking {package} of {suite} in {target} …"), work_folder() as work:
         tree = work / "tree"
         tree.mkdir()
-        packed = work / "qemu.tar"
-        variant = ["--variant=extract", f"--include={recipe.QEMU_PACKAGE}"]
-        run_step("mmdebstrap QEMU", mmdebstrap(recipe.QEMU_SUITE, packed, *variant), work)
-        paths = [f"./{path}" for path in (recipe.QEMU_PROGRAM, recipe.QEMU_LIBRARIES, *recipe.QEMU_FIRMWARE)]
-        unpack = ["tar", "--extract", "--no-same-owner", f"--file={packed}", f"--directory={tree}", *paths]
-        run_step("unpack QEMU", unpack, work)
+        packed = work / "packed.tar"
+        variant = ["--variant=extract", f"--include={package}"]
+        run_step(f"mmdebstrap {package}", mmdebstrap(suite, packed, *variant), work)
+        wanted = [f"./{path}" for path in paths]
+        unpack = ["tar", "--extract", "--no-same-owner", f"--file={packed}", f"--directory={tree}", *wanted]
+        run_step(f"unpack {package}", unpack, work)
+        finish(tree)
         tree.rename(target)
 
 
@@ -138,7 +165,7 @@ def script_hook(path: Path, script: str) -> str:
     return f"--customize-hook={shlex.quote(str(path))}"
 
 
-def build_disk(base: Path, requirements: list[str], target: Path) -> None:
+def build_disk(base: Path, requirements: list[str], uml: Path, target: Path) -> None:
     """Make a disk of the suite's packages and a virtual environment with the requirements."""
     python = (base / "python").read_text().strip().removeprefix("python")
     what = f"building the disk with a virtual environment for Python {python}: {', '.join(requirements)}"
@@ -147,7 +174,7 @@ def build_disk(base: Path, requirements: list[str], target: Path) -> None:
         wheels.mkdir()
         (wheels / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements))
         run_step("pip download", pip_download(python, wheels), work)
-        command = namespaced(recipe.DISK_SETUP, str(work), str(base / "root.tar"))
+        command = namespaced(recipe.DISK_SETUP, str(work), str(base / "root.tar"), str(uml / recipe.UML_MODULES))
         run_step("make the disk", command, work)
         (work / "disk.img").rename(target)
 

@@ -1,8 +1,8 @@
-"""Boots images under QEMU, and knows which machine runs under which name.
+"""Boots images under QEMU or User-mode Linux, and knows which machine runs under which name.
 
-A machine's folder holds a lock file whose lock is QEMU's: it inherits the open descriptor, so the lock is held
-exactly as long as that process lives. So it is certain whether a machine is up, and whether the recorded pid is
-still QEMU's.
+A machine's folder holds a lock file whose lock is that of the process which is the machine: it inherits the open
+descriptor, so the lock is held exactly as long as that process lives. So it is certain whether a machine is up, and
+whether the recorded pid is still its own.
 """
 
 import contextlib
@@ -18,8 +18,10 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from testvm import VmError, log, qemu
+from testvm import VmError, log, qemu, uml
+from testvm.boot import AGENT, SHARED, Boot, Kind
 from testvm.build_host import SYSTEM_PATH
 from testvm.wire import Channel, DeadlineExpired, Disconnected
 
@@ -36,11 +38,11 @@ class Machine:
         self.name = name
         self.folder = state() / name
         self.socket = self.folder / "agent.sock"
-        self.console = self.folder / "console.log"
+        self.console = self.folder / "console.log"  # QEMU's; User-mode Linux writes it to output.log
 
     @property
     def is_up(self) -> bool:
-        """Whether QEMU runs."""
+        """Whether its process runs."""
         try:
             with (self.folder / "lock").open("r+") as lock:
                 return not try_lock(lock.fileno())
@@ -50,10 +52,20 @@ class Machine:
     @property
     def suite(self) -> str:
         """The suite that it was started with."""
-        return str(json.loads((self.folder / "about.json").read_text())["suite"])
+        return str(self._about["suite"])
 
-    def start(self, boot: qemu.Boot, *, outlives_caller: bool) -> subprocess.Popen[bytes]:
-        """Start QEMU, which inherits the lock.
+    @property
+    def kind(self) -> Kind:
+        """What runs it."""
+        return Kind(self._about["kind"])
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = json.loads((self.folder / "about.json").read_text())
+        return about
+
+    def start(self, boot: Boot, *, outlives_caller: bool) -> subprocess.Popen[bytes]:
+        """Start its process, which inherits the lock.
 
         Raises:
             VmError: A machine of this name is up.
@@ -64,24 +76,32 @@ class Machine:
                 raise VmError(f"a machine named {self.name} is up already: use `exec`, or `down --name {self.name}`.")
             self.socket.unlink(missing_ok=True)
             self.console.unlink(missing_ok=True)
-            (self.folder / "agent.pyz").write_bytes(pack_agent())
-            process = self._start_qemu(boot, lock.fileno(), outlives_caller=outlives_caller)
-        about = {"pid": process.pid, "suite": boot.image.suite}
+            (self.folder / SHARED).mkdir(exist_ok=True)
+            (self.folder / SHARED / AGENT).write_bytes(pack_agent())
+            process = self._start_process(boot, lock.fileno(), outlives_caller=outlives_caller)
+        about = {"pid": process.pid, "suite": boot.image.suite, "kind": boot.kind}
         (self.folder / "about.json").write_text(json.dumps(about))
         return process
 
-    def _start_qemu(self, boot: qemu.Boot, lock: int, *, outlives_caller: bool) -> subprocess.Popen[bytes]:
+    def _start_process(self, boot: Boot, lock: int, *, outlives_caller: bool) -> subprocess.Popen[bytes]:
         prefix = [] if outlives_caller else ["setpriv", "--pdeathsig", "KILL"]
-        agent = self.folder / "agent.pyz"
-        command = qemu.command(boot, console=self.console, agent_socket=self.socket, agent=agent)
+        if boot.kind is Kind.QEMU:
+            return self._popen([*prefix, *qemu.command(boot, self.folder)], boot, [lock], {})
+        with uml.pipes(self.folder) as line:
+            command = [*prefix, *uml.command(boot, self.folder, line)]
+            return self._popen(command, boot, [lock, *line], uml.environment())
+
+    def _popen(
+        self, command: list[str], boot: Boot, inherited: list[int], environment: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*prefix, *command],
+            command,
             stdin=None if boot.login else subprocess.DEVNULL,
-            stdout=None if boot.login else subprocess.DEVNULL,
-            stderr=None if boot.login else (self.folder / "qemu.log").open("wb"),
-            pass_fds=[lock],
+            stdout=None if boot.login else (self.folder / "output.log").open("wb"),
+            stderr=None if boot.login else subprocess.STDOUT,
+            pass_fds=inherited,
             start_new_session=boot.login is None,
-            env={**os.environ, "PATH": SYSTEM_PATH},
+            env={**os.environ, "PATH": SYSTEM_PATH, **environment},
         )
 
     @contextlib.contextmanager
@@ -91,14 +111,18 @@ class Machine:
         Raises:
             VmError: The machine ended, or did not answer before the deadline.
         """
-        with (self.folder / "turn").open("w") as turn, socket.socket(socket.AF_UNIX) as link:
+        with (self.folder / "turn").open("w") as turn, contextlib.ExitStack() as stack:
             if not try_lock(turn.fileno()):
                 log(f"machine {self.name} is busy; waiting for our turn …")
                 fcntl.flock(turn, fcntl.LOCK_EX)
                 deadline = time.monotonic() + BOOT_SECONDS
             try:
-                self._connect(link, deadline)
-                channel = Channel(link.fileno())
+                if self.kind is Kind.UML:
+                    channel = stack.enter_context(uml.connected(self.folder))
+                else:
+                    link = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    self._connect(link, deadline)
+                    channel = Channel(link.fileno())
                 channel.greet(os.urandom(16).hex().encode(), deadline)
             except Disconnected as error:
                 raise VmError(f"machine {self.name} ended before it was up.{self.last_words()}") from error
@@ -118,20 +142,20 @@ class Machine:
             time.sleep(0.02)
 
     def wait(self) -> None:
-        """Wait until QEMU ends by itself."""
+        """Wait until it ends by itself."""
         with (self.folder / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
     def stop(self) -> None:
-        """End QEMU, if it runs, and remove the folder.
+        """End its process, if that runs, and remove the folder.
 
         Raises:
-            VmError: QEMU survives SIGKILL.
+            VmError: The process survives SIGKILL.
         """
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + 10
             if self.is_up:
-                pid = json.loads((self.folder / "about.json").read_text())["pid"]
+                pid = self._about["pid"]
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             while self.is_up and time.monotonic() < deadline:
@@ -141,17 +165,17 @@ class Machine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def last_words(self) -> str:
-        """The ends of the console's and of QEMU's own log, to go with an error."""
+        """The ends of the console's and of the process's own log, to go with an error."""
         found = []
-        for path in (self.console, self.folder / "qemu.log"):
+        for path in (self.console, self.folder / "output.log"):
             if path.exists() and (lines := path.read_text(errors="replace").splitlines()):
                 found += [f"\n--- the end of {path.name} ---", *lines[-40:]]
         return "\n".join(found)
 
 
 @contextlib.contextmanager
-def private_machine(boot: qemu.Boot) -> Iterator[Machine]:
-    """A machine for this process alone: neither its QEMU nor its folder outlives it."""
+def private_machine(boot: Boot) -> Iterator[Machine]:
+    """A machine for this process alone: neither its process nor its folder outlives it."""
     sweep()
     machine = Machine(f"{PRIVATE}{os.getpid()}")
     process = None
@@ -165,7 +189,7 @@ def private_machine(boot: qemu.Boot) -> Iterator[Machine]:
 
 
 def sweep() -> None:
-    """Remove the folders of private machines whose owner was killed; their QEMU died with it."""
+    """Remove the folders of private machines whose owner was killed; their processes died with it."""
     for folder in state().glob(f"{PRIVATE}*"):
         owner = folder.name.removeprefix(PRIVATE)
         if not Path("/proc", owner).exists() and not Machine(folder.name).is_up:
@@ -208,6 +232,6 @@ def pack_agent() -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.write(here / "agent.py", "__main__.py")
-        for name in ("__init__.py", "wire.py"):
+        for name in ("__init__.py", "shared_folder.py", "wire.py"):
             archive.write(here / name, f"{here.name}/{name}")
     return packed.getvalue()

@@ -2,11 +2,10 @@
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from testvm import VmError, recipe
-from testvm.image import Image
+from testvm.boot import AGENT, SHARED, Boot
 
 # Debian's cloud kernels have NVMe and ext4 built in: a boot without an initrd is six seconds shorter. There is one
 # disk only, since the kernel numbers several in any order.
@@ -16,35 +15,9 @@ KERNEL_WORDS = (
 )
 
 
-@dataclass(frozen=True)
-class Boot:
-    """How to start a machine.
-
-    Args:
-        image: What it boots from.
-        memory: Its size in QEMU's spelling, such as "6G".
-        cpus: How many processors it has.
-        append: More words for the kernel.
-        login: A user who gets a shell on this terminal; `None` writes the console to a file.
-    """
-
-    image: Image
-    memory: str = "6G"
-    cpus: int = 2
-    append: str = ""
-    login: str | None = None
-
-
-def command(boot: Boot, *, console: Path, agent_socket: Path, agent: Path) -> list[str]:
-    """QEMU's command line.
-
-    Args:
-        boot: What to start.
-        console: The file that gets the console's text, without a login.
-        agent_socket: Where QEMU listens for the host's end of the agent's channel.
-        agent: The agent's program, which the machine fetches at boot.
-    """
-    serial = "mon:stdio" if boot.login else f"file:{console}"
+def command(boot: Boot, folder: Path) -> list[str]:
+    """QEMU's command line for a machine that lives in a folder."""
+    serial = "mon:stdio" if boot.login else f"file:{folder / 'console.log'}"
     return [
         *(*program(boot.image.qemu), *acceleration(), "-smp", str(boot.cpus), "-m", boot.memory),
         *("-nodefaults", "-display", "none", "-no-reboot", "-nic", "none", "-serial", serial),
@@ -52,9 +25,9 @@ def command(boot: Boot, *, console: Path, agent_socket: Path, agent: Path) -> li
         *("-drive", f"id=disk,file={boot.image.disk},if=none,format=raw,cache=unsafe,snapshot=on"),
         *("-device", "nvme,drive=disk,serial=disk"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial"),
-        *("-chardev", f"socket,id=agent,path={agent_socket},server=on,wait=off"),
+        *("-chardev", f"socket,id=agent,path={folder / 'agent.sock'},server=on,wait=off"),
         *("-device", "virtserialport,chardev=agent,name=gwsandbox.agent"),
-        *("-fw_cfg", f"name=opt/gwsandbox/agent,file={agent}"),
+        *("-fw_cfg", f"name=opt/gwsandbox/agent,file={folder / SHARED / AGENT}"),
     ]
 
 

@@ -42,6 +42,19 @@ QEMU_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 QEMU_PROGRAM = "usr/bin/qemu-system-x86_64"
 QEMU_FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
 
+# User-mode Linux: a kernel that is a process of the host. It is quick, and it has no Landlock and one processor. Only
+# from 6.16 on it runs processes by seccomp instead of by ptrace.
+UML_SUITE = "forky"
+UML_PACKAGE = "user-mode-linux"
+UML_PROGRAM = "usr/bin/linux.uml"
+UML_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+UML_MODULES = "usr/lib/uml/modules"
+
+# It runs on hosts of any release by its own loader. It may not be started by that, because its memory begins at its
+# heap, which would be the loader's. So the name of the loader in it becomes one that the host's end opens.
+UML_LOADER = "/lib64/ld-linux-x86-64.so.2"
+UML_LOADER_FD = 9
+
 AGENT_UNIT = r"""[Unit]
 Description=The guest's end of scripts/vm
 Requires=dev-virtio\x2dports-gwsandbox.agent.device
@@ -59,6 +72,24 @@ OOMScoreAdjust=-1000
 
 [Install]
 WantedBy=multi-user.target
+"""
+
+# Under User-mode Linux, whose kernel's command line asks for this unit and masks the one above.
+UML_AGENT_UNIT = """[Unit]
+Description=The guest's end of scripts/vm under User-mode Linux
+After=gwsandbox-swap.service
+
+[Service]
+RuntimeDirectory=gwsandbox
+ExecStartPre=/bin/mkdir --parents /run/gwsandbox/host
+ExecStartPre=/bin/mount -t hostfs none /run/gwsandbox/host
+ExecStartPre=/bin/cp /run/gwsandbox/host/agent.pyz /run/gwsandbox/agent.pyz
+ExecStartPre=/bin/umount /run/gwsandbox/host
+ExecStart=/usr/bin/python3 -I /run/gwsandbox/agent.pyz
+Restart=always
+RestartSec=200ms
+StandardError=journal+console
+OOMScoreAdjust=-1000
 """
 
 # Without swap in the machine memory.swap.max limits nothing that could be tested.
@@ -116,6 +147,7 @@ FILES = {
     "etc/systemd/system.conf.d/gwsandbox.conf": PATIENCE,
     "etc/systemd/system/emergency.service.d/gwsandbox.conf": EMERGENCY_DROP_IN,
     "etc/systemd/system/gwsandbox-agent.service": AGENT_UNIT,
+    "etc/systemd/system/gwsandbox-agent-uml.service": UML_AGENT_UNIT,
     "etc/systemd/system/gwsandbox-swap.service": SWAP_UNIT,
     "etc/systemd/system/serial-getty@ttyS0.service.d/gwsandbox.conf": GETTY_DROP_IN,
     "usr/local/bin/gwsandbox": '#!/bin/sh\nexec /opt/venv/bin/python -m gwsandbox "$@"\n',
@@ -156,8 +188,9 @@ cp "$1"/mnt/boot/vmlinuz-* "$1/vmlinuz"
 readlink "$1/mnt/usr/bin/python3" > "$1/python"
 """
 
-# With the work folder as $1 and root.tar as $2: the disk, with the virtual environment made natively in it, so that
-# no run pays for pip and for compiling under emulation. What is mounted here vanishes with this process.
+# With the work folder as $1, root.tar as $2 and the modules of User-mode Linux as $3: the disk, with the virtual
+# environment made natively in it, so that no run pays for pip and for compiling under emulation. What is mounted here
+# vanishes with this process.
 DISK_SETUP = """set -eu
 mount -t tmpfs -o mode=755 gwsandbox-vm "$1/mnt"
 cd "$1/mnt"
@@ -170,6 +203,7 @@ chroot . /opt/venv/bin/python -m pip install --quiet --disable-pip-version-check
     --no-cache-dir --no-index --find-links /wheels --requirement /wheels/requirements.txt
 umount --recursive --lazy dev wheels
 rmdir wheels
+cp --recursive "$3/." usr/lib/modules
 # Gives `import gwsandbox` its modules from the work tree, wherever the command is started.
 echo /gwsandbox > "$(echo opt/venv/lib/python3.*/site-packages)/gwsandbox.pth"
 # Without a machine id systemd takes every boot for the first one and applies all presets again.
@@ -187,6 +221,12 @@ def qemu_fingerprint() -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
+def uml_fingerprint() -> str:
+    """The key of User-mode Linux in the cache."""
+    parts = [UML_SUITE, UML_PACKAGE, UML_PROGRAM, UML_LIBRARIES, UML_MODULES, UML_LOADER, UML_LOADER_FD]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
 def base_fingerprint(suite: str) -> str:
     """The key of a suite's packages in the cache; the host that builds them has no part in it."""
     parts: list[object] = [suite, PACKAGES, DPKG_OPTIONS, SUITE_OPTIONS.get(suite), FILES, SETUP, KERNEL_SETUP]
@@ -197,4 +237,4 @@ def base_fingerprint(suite: str) -> str:
 
 def disk_fingerprint(requirements: list[str]) -> str:
     """The key of a disk among those with the same packages."""
-    return hashlib.sha256(json.dumps([DISK_SETUP, requirements]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([DISK_SETUP, uml_fingerprint(), requirements]).encode()).hexdigest()[:12]

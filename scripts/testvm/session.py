@@ -95,8 +95,9 @@ def send_tree(channel: Channel) -> None:
     """Bring the machine's copy of the work tree up to date."""
     tree = survey(REPO)
     channel.send(Kind.TREE, json.dumps(tree).encode())
-    for path in json.loads(answer(channel, Kind.NEED)):
-        channel.send(Kind.FILE, pack_file(path, tree[path]))
+    with channel.together():
+        for path in json.loads(answer(channel, Kind.NEED)):
+            channel.send(Kind.FILE, pack_file(path, tree[path]))
     channel.send(Kind.TREE_DONE)
     answer(channel, Kind.TREE_DONE)
 

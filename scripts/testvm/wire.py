@@ -8,12 +8,14 @@ the READY that repeats its own token.
 Both sides use this module: standard library only, and nothing newer than Python 3.11.
 """
 
+import contextlib
 import enum
 import errno
 import os
 import select
 import struct
 import time
+from collections.abc import Iterator
 from typing import TypedDict
 
 MAGIC = b"GWvm"
@@ -67,12 +69,17 @@ class DeadlineExpired(Exception):
 
 
 class Channel:
-    """Whole messages on one non-blocking descriptor. Deadlines are instants of the monotonic clock."""
+    """Whole messages on one non-blocking descriptor, or on one for each direction.
 
-    def __init__(self, fd: int) -> None:
+    Deadlines are instants of the monotonic clock.
+    """
+
+    def __init__(self, fd: int, write_fd: int | None = None) -> None:
         self.fd = fd
+        self._write_fd = fd if write_fd is None else write_fd
         self._buffer = bytearray()
         os.set_blocking(fd, False)
+        os.set_blocking(self._write_fd, False)
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send one message, in as many frames as it takes."""
@@ -99,6 +106,11 @@ class Channel:
             parts.append(part)
             if last:
                 return kind, b"".join(parts)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block of messages that may travel as one."""
+        yield
 
     def greet(self, token: bytes, deadline: float | None) -> None:
         """Open the host's side: wait until the agent answers with this host's token."""
@@ -142,14 +154,18 @@ class Channel:
             raise Disconnected from error
         if not data:
             raise Disconnected
-        self._buffer += data
+        self._buffer += self._take(data)
+
+    def _take(self, data: bytes) -> bytes:
+        """What received bytes stand for."""
+        return data
 
     def write(self, data: bytes, deadline: float | None = None) -> None:
         """Write all of it, waiting for room."""
         view = memoryview(data)
         while view:
             try:
-                view = view[os.write(self.fd, view) :]
+                view = view[os.write(self._write_fd, view) :]
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline)
             except OSError as error:
@@ -159,7 +175,7 @@ class Channel:
 
     def _wait(self, event: int, deadline: float | None) -> None:
         poll = select.poll()
-        poll.register(self.fd, event)
+        poll.register(self.fd if event == select.POLLIN else self._write_fd, event)
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         ready = poll.poll(left)
         if not ready:

@@ -19,6 +19,8 @@ from support import BackendName
 
 from gwsandbox import Hardening, ProcessManager, Task, TaskResult
 
+pytestmark = pytest.mark.stock_kernel  # a guest of User-mode Linux is not kept from its kernel
+
 REFUSED = {errno.EPERM, errno.EACCES}
 OFF, STANDARD = Hardening.off(), Hardening.standard()
 

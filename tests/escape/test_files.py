@@ -12,6 +12,8 @@ from support import BackendName, run_all, run_task
 
 from gwsandbox import Command, Hardening, ProcessManager, SandboxError, Task, TaskResult
 
+pytestmark = pytest.mark.stock_kernel  # a guest of User-mode Linux is not kept from its kernel
+
 NOTHING_REQUIRED: frozenset[str] = frozenset()
 
 

@@ -24,6 +24,8 @@ from support import PACE, BackendName, run_all, run_task, sleep_for_ever
 
 from gwsandbox import Command, Hardening, Limits, Outcome, ProcessManager, Task
 
+pytestmark = pytest.mark.stock_kernel  # a guest of User-mode Linux is not kept from its kernel
+
 libc = ctypes.CDLL(None, use_errno=True)
 PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_DETACH = 0, 16, 17
 

@@ -12,6 +12,8 @@ from support import MIB, BackendName, is_running, run_one, run_open, sleep_for_e
 
 from gwsandbox import Outcome
 
+pytestmark = pytest.mark.stock_kernel  # a guest of User-mode Linux is not kept from its kernel
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 # The same numbers on every architecture (asm-generic/unistd.h), as are the flags (linux/sched.h).

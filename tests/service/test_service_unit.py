@@ -159,37 +159,56 @@ def test_library_drop_in_gives_cgroups(instance: Instance) -> None:
 def readme_lines() -> list[str]:
     """The lines of systemd/README.md for the operator to type, without the virtual environment, which the fixture makes."""
     text = (UNITS / "README.md").read_text(encoding="utf-8")
-    block = text.partition("## Installing the spool service")[2].partition("```console\n")[2].partition("```")[0]
+    block = text.partition("step by step:")[2].partition("```console\n")[2].partition("```")[0]
     lines = [line.removeprefix("# ") for line in block.splitlines()]
     return [line for line in lines if "-m venv" not in line and "pip install" not in line]
 
 
-def test_readme_as_typed() -> None:
+@pytest.fixture
+def pdf() -> Iterator[SpoolFolder]:
+    """The folders of the instance that the README installs; what installing it made is removed."""
     shutil.rmtree("/etc/sysusers.d", ignore_errors=True)  # as it is on a fresh system
-    installed = [Path("/etc/systemd/system/gwsandbox-spool@.service"), Path("/etc/systemd/system/gwsandbox.slice")]
-    installed += [Path("/etc/sysusers.d/gwsandbox.conf"), Path("/etc/tmpfiles.d/gwsandbox.conf")]
     spool = SpoolFolder.__new__(SpoolFolder)
     spool.root = Path("/var/spool/gwsandbox/pdf")
+    yield spool
+    run("systemctl", "disable", "--now", "gwsandbox-spool@pdf", check=False)
+    for name in ("systemd/system/gwsandbox-spool@.service", "systemd/system/gwsandbox.slice", "gwsandbox/pdf.toml"):
+        Path("/etc", name).unlink(missing_ok=True)
+    for name in ("sysusers.d", "tmpfiles.d"):
+        Path("/etc", name, "gwsandbox.conf").unlink(missing_ok=True)
+    for folder in ("/var/spool/gwsandbox/pdf", "/var/lib/gwsandbox/pdf"):
+        shutil.rmtree(folder, ignore_errors=True)
+    run("systemctl", "daemon-reload")
+
+
+def is_worked_on(spool: SpoolFolder) -> None:
+    spool.put("a.pdf", "content")
+    spool.wait_until(lambda: spool.names("done") == {"a.pdf"})
+    status = run(COMMAND, "spool", "status", "/etc/gwsandbox/pdf.toml")
+    assert "done: 1" in status
+    assert "a service works on it" in status
+
+
+def test_readme_as_typed(pdf: SpoolFolder) -> None:
     lines = readme_lines()
     assert len(lines) >= 7
-    try:
-        for line in lines:
-            run("sh", "-ec", f"cd {REPO}; {line}")
-        spool.put("a.pdf", "content")
-        spool.wait_until(lambda: spool.names("done") == {"a.pdf"})
-        status = run(COMMAND, "spool", "status", "/etc/gwsandbox/pdf.toml")
-        assert "done: 1" in status
-        assert "a service works on it" in status
-        Path("/etc/gwsandbox/pdf.toml").write_text("spool = '/srv/pdf'\n[worker]\ncommand = 'cp {input} {output}'\n")
-        found = run(COMMAND, "serve", "--check", "/etc/gwsandbox/pdf.toml", check=False)
-        assert "gwsandbox-spool@pdf.service cannot write /srv/pdf" in found
-    finally:
-        run("systemctl", "disable", "--now", "gwsandbox-spool@pdf", check=False)
-        for path in (*installed, Path("/etc/gwsandbox/pdf.toml")):
-            path.unlink(missing_ok=True)
-        for folder in ("/var/spool/gwsandbox/pdf", "/var/lib/gwsandbox/pdf"):
-            shutil.rmtree(folder, ignore_errors=True)
-        run("systemctl", "daemon-reload")
+    for line in lines:
+        run("sh", "-ec", f"cd {REPO}; {line}")
+    is_worked_on(pdf)
+    Path("/etc/gwsandbox/pdf.toml").write_text("spool = '/srv/pdf'\n[worker]\ncommand = 'cp {input} {output}'\n")
+    found = run(COMMAND, "serve", "--check", "/etc/gwsandbox/pdf.toml", check=False)
+    assert "gwsandbox-spool@pdf.service cannot write /srv/pdf" in found
+
+
+def test_installed_and_removed_by_one_command(pdf: SpoolFolder) -> None:
+    script = REPO / "scripts" / "install-service"
+    assert "'../pdf' is no NAME of an instance" in run(script, "../pdf", check=False)
+    assert "gwsandbox-spool@pdf runs" in run(script, "pdf")
+    is_worked_on(pdf)
+    run(script, "pdf")  # again, with the configuration that is there
+    run(script, "--remove", "pdf")
+    assert run("systemctl", "is-active", "gwsandbox-spool@pdf", check=False).strip() == "inactive"
+    assert pdf.names("done") == {"a.pdf"}
 
 
 # --- at work ---------------------------------------------------------------------------------------------

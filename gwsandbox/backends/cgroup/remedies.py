@@ -74,12 +74,17 @@ def delegation(own: str) -> str:
             return "set ProtectControlGroups=no and Delegate=yes in the unit"
         return "set Delegate=yes, and no DelegateSubgroup=, in the unit"
     if service := own_service(own):
-        settings = "ProtectControlGroups=no and Delegate=yes" if is_read_only() else "Delegate=yes"
+        settings = f"{_writable()} and Delegate=yes" if is_read_only() else "Delegate=yes"
         user = " --user" if "/user@" in own else ""
         return f"set {settings} in {service}: systemctl{user} edit {shlex.quote(service)}"
     if os.geteuid() and not os.path.exists(systemd_scope.bus_path()):
         return f"as root: {manager()}"
     return f"start it under: {scope()}"
+
+
+def _writable() -> str:
+    """The setting of this process's service with which the cgroup file system can be written."""
+    return "ProtectControlGroups=no" if systemd_scope.protects_cgroups() else f"ReadWritePaths={MOUNT}"
 
 
 def scope() -> str:

@@ -2,101 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
-
 import pytest
-from cli_support import HANG_AFTER
+from asking import NAME, since, unit
 from support import MIB
 
-from gwsandbox.linux import procfs
-
-pytestmark = [pytest.mark.vm, pytest.mark.thorough, pytest.mark.cgroup2]
-
-SOURCES = str(Path(procfs.__file__).parents[2])
-
-# Says what came of a task, and what the scope that holds it, or the unit, looks like from inside of it.
-ASKS = """
-import json, os, socket, sys, warnings
-sys.path.insert(0, sys.argv[1])
-from gwsandbox import Hardening, Limits, SandboxError, run
-from gwsandbox.linux import procfs
-
-def look():
-    path = "/sys/fs/cgroup" + procfs.own_cgroup()
-    while not path.endswith((".scope", ".service", "/cgroup")):
-        path = os.path.dirname(path)
-    found = {"path": path}
-    for name in ("memory.max", "pids.max", "cpu.max", "cpuset.cpus.effective"):
-        try:
-            found[name] = open(f"{path}/{name}").read().split()[0]
-        except OSError as error:
-            found[name] = error.errno
-    for name in sys.argv[3:]:
-        try:
-            os.close(os.open(name, os.O_RDONLY))
-            found[name] = 0
-        except OSError as error:
-            found[name] = error.errno
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
-        try:
-            end.sendto(b"x", ("127.0.0.1", 9))
-            found["network"] = 0
-        except OSError as error:
-            found["network"] = error.errno
-    return found
-
-said = {}
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    try:
-        result = run(look, limits=Limits(memory="64MiB"), backend=sys.argv[2], hardening=Hardening.off())
-        said = {
-            "outcome": result.outcome.name,
-            "detail": result.detail,
-            "backend": result.enforcement.backend,
-            **(result.result or {}),
-        }
-    except SandboxError as error:
-        said = {"outcome": type(error).__name__, "detail": str(error)}
-said["warnings"] = [str(warning.message) for warning in caught]
-print(json.dumps(said))
-"""
-
-
-NAME = "gwsandboxtest-ask.service"
-
-
-def unit(*lines: str, before: tuple[str, ...] = (), backend: str = "cgroup", paths: tuple[str, ...] = ()) -> Any:
-    """What a task in a service with these ``lines`` says."""
-    with tempfile.TemporaryDirectory(dir="/var/lib", prefix="gwsandbox-test-") as folder:
-        os.chmod(folder, 0o755)
-        program, said = Path(folder, "program"), Path(folder, "said")
-        program.write_text(ASKS, encoding="utf-8")
-        command = shlex.join([*before, sys.executable, str(program), SOURCES, backend, *paths])
-        text = ["[Service]", "Type=oneshot", f"StandardOutput=file:{said}", *lines, f"ExecStart={command}", ""]
-        file = Path("/run/systemd/system", NAME)
-        file.write_text("\n".join(text), encoding="utf-8")
-        try:
-            subprocess.run(["systemctl", "daemon-reload"], check=True)
-            subprocess.run(["systemctl", "start", NAME], check=True, timeout=HANG_AFTER)
-            return json.loads(said.read_text(encoding="utf-8"))
-        finally:
-            file.unlink()
-            subprocess.run(["systemctl", "stop", NAME], check=False, capture_output=True)
-            subprocess.run(["systemctl", "daemon-reload"], check=True)
-
-
-def systemd() -> int:
-    text = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=True).stdout
-    return int(text.split()[1])
-
+pytestmark = [pytest.mark.vm, pytest.mark.deployment, pytest.mark.cgroup2]
 
 # --- namespaces ------------------------------------------------------------------------------------------
 
@@ -110,7 +20,7 @@ def test_a_pid_namespace_without_delegation() -> None:
     assert said["path"].startswith("/sys/fs/cgroup/system.slice/system-gwsandbox.slice/gwsandbox-")
 
 
-@pytest.mark.skipif("systemd() < 257")
+@since(257)
 def test_a_unit_with_processes_of_its_own() -> None:
     assert unit("PrivatePIDs=yes")["outcome"] == "SUCCEEDED"
 
@@ -124,7 +34,7 @@ def test_a_pid_namespace_in_a_delegated_unit() -> None:
     assert unit("Delegate=yes", before=PID_NAMESPACE, backend="auto")["backend"] == "rlimit"
 
 
-@pytest.mark.skipif("systemd() < 254")
+@since(254)
 def test_what_is_said_of_a_pid_namespace_in_a_delegated_unit_helps() -> None:
     said = unit("Delegate=yes", "DelegateSubgroup=supervisor", before=PID_NAMESPACE)
     assert said["outcome"] == "SUCCEEDED", said
@@ -167,7 +77,7 @@ def test_a_scope_is_below_the_slice_of_the_unit() -> None:
     )
 
 
-@pytest.mark.skipif("systemd() < 250")
+@since(250)
 def test_what_a_scope_cannot_have_is_refused() -> None:
     said = unit("RestrictFileSystems=ext4 tmpfs proc sysfs cgroup2 devtmpfs")
     assert said["outcome"] == "CgroupError", said
@@ -188,7 +98,7 @@ def test_a_unit_that_may_not_write_cgroups() -> None:
     assert unit("ProtectControlGroups=no", "Delegate=yes")["outcome"] == "SUCCEEDED"
 
 
-@pytest.mark.skipif("systemd() < 257", reason="ProtectControlGroups= takes yes and no only")
+@since(257)
 def test_a_unit_with_cgroups_of_its_own() -> None:
     assert unit("ProtectControlGroups=private", "Delegate=yes")["outcome"] == "SUCCEEDED"
     for more in ((), ("Delegate=yes", "DelegateSubgroup=inner")):
