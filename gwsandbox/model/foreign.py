@@ -48,12 +48,13 @@ def call_foreign(call: Callable[[], _T]) -> _T:
         return handlers[number](number, frame)
 
     try:
-        _replace_handlers(handlers, note)
-        return call()
-    except BaseException as error:
-        if noted:
-            raise
-        raise ForeignError(error) from error
+        _replace_handlers(handlers, note)  # what a handler raises here is no error of the code
+        try:
+            return call()
+        except BaseException as error:
+            if noted:
+                raise
+            raise ForeignError(error) from error
     finally:
         restore()
 
