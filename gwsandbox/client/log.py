@@ -34,7 +34,7 @@ def log_result(result: TaskResult, limits: Limits) -> None:
         level = logging.ERROR
     if not logger.isEnabledFor(level):
         return
-    text = f"{result.outcome.name} {shown(shlex.join(words_of(result.task)))}"
+    text = f"{result.outcome.name} {shorten_detail(shlex.join(words_of(result.task)))}"
     if result.detail:
         text += f": {shorten_detail(result.detail)}"
     if not result.success and isinstance(result.task, Command):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, overload
 
 from gwsandbox.model.declared import check_declared
 from gwsandbox.model.limits import Limits
-from gwsandbox.model.text import shorten
+from gwsandbox.model.text import shorten, word
 
 if TYPE_CHECKING:
     # A bare ``Task`` is one of any function. Defaults of type variables are the checker's here, and Python 3.13's.
@@ -207,10 +207,10 @@ def _plain(text: str) -> str:
 
 
 def words_of(task: Task | Command) -> list[str]:
-    """What was run, as a list of words: an argv, or a function's name and its arguments."""
+    """What was run, as a list of words: an argv, or a function's name and its arguments, each of bearable length."""
     if isinstance(task, Command):
         return list(task.argv)
-    return [getattr(task.func, "__qualname__", repr(task.func)), *map(str, task.args)]
+    return [getattr(task.func, "__qualname__", None) or shorten(task.func), *map(word, task.args)]
 
 
 def check_limits(limits: Limits | None) -> Limits | None:

@@ -9,6 +9,7 @@ INPUT, OUTPUT = "{input}", "{output}"  # the placeholders of a command line that
 
 _SHOWN = 100  # characters of each value in a repr, as existing scripts print them
 _LONGEST_DETAIL = 400
+_LONGEST_WORD = 4096  # characters, as many as a path may have
 _STDERR_TAIL = 2000  # bytes
 
 
@@ -22,6 +23,13 @@ def shorten(value: object) -> str:
     except ForeignError as error:
         text = f"<{type(value).__name__} object, whose repr raised {type(error.raised).__name__}>"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def word(value: object) -> str:
+    """``str(value)``, cut at 4096 characters, whatever the ``__str__`` of its class does."""
+    # A bytes value of a gigabyte must not become a text of four first.
+    text = safe_text(value[:_LONGEST_WORD] if isinstance(value, bytes | bytearray | str) else value)
+    return text if len(text) < _LONGEST_WORD else text[:_LONGEST_WORD] + "..."
 
 
 def one_line(text: str) -> str:
