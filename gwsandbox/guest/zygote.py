@@ -32,6 +32,7 @@ from gwsandbox.ipc.birth import (
     CGROUP,
     CREDENTIALS,
     LARGEST_WORK,
+    NOT_READY,
     REQUEST,
     RIGHTS,
     ROLES,
@@ -43,7 +44,7 @@ from gwsandbox.ipc.birth import (
     pack_held,
 )
 from gwsandbox.linux import syscalls, unpatched
-from gwsandbox.linux.errnos import Patience, errno_of
+from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
@@ -72,10 +73,12 @@ def run_zygote(
     try:
         setup = _get_ready(control, options, limits, why_no_pid_namespace)
         _serve(control, inherited_tasks, setup)
-    except Exception as error:  # noqa: BLE001 - whatever it is, each task is to hear of it
-        traceback.print_exc()
-        _say_held(control, dict.fromkeys(options.hardening.mechanisms(), f"not: {error}"))
-        _refuse_all(control, errno_of(error) or errno.EIO)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is to be said
+        if not is_not_now(error):
+            traceback.print_exc()
+        if options.hardening.require:
+            _say_held(control, dict.fromkeys(options.hardening.mechanisms(), f"not: {error}"))
+        _refuse_one(control, NOT_READY + (errno_of(error) or errno.EIO))
     finally:
         os._exit(1)
 
@@ -111,9 +114,9 @@ def _say_held(control: socket.socket, held: Mapping[str, str]) -> None:
         control.send(pack_held(held))
 
 
-def _refuse_all(control: socket.socket, number: int) -> None:
-    """Answer every request with an errno: there is no use in another zygote, which would fail as this one did."""
-    while control.recv(1):
+def _refuse_one(control: socket.socket, number: int) -> None:
+    """Answer one request with an errno; another zygote takes the next, as what failed here may pass."""
+    if control.recv(1):
         control.send(ANSWER.pack(-number))
 
 

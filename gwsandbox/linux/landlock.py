@@ -40,6 +40,8 @@ _FIRST = MAKE_SYM * 2 - 1
 _SINCE = {2: REFER, 3: TRUNCATE, 5: IOCTL_DEV, 9: RESOLVE_UNIX}
 NETWORK_SINCE, SCOPES_SINCE = 4, 6
 
+_NOT_OBEYED = 1 << 7  # beside the errno, in the exit code of a child that tries
+
 # By permissions or Landlock, by a read-only mount, or as there is nothing (any more).
 _REFUSALS = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ECONNREFUSED}
 
@@ -132,16 +134,20 @@ def refused(ruleset: int, attempts: Sequence[Callable[[], object]]) -> list[bool
     call = confine.prepare_landlock_restrict_self(ruleset) if ruleset >= 0 else None
     pid = os.fork()
     if pid == 0:
-        code = 1 << 7
-        with contextlib.suppress(BaseException):
+        code = _NOT_OBEYED
+        try:
             if call is not None:
                 confine.no_new_privs()
                 confine.apply(call, "landlock_restrict_self")
             code = sum(_is_refused(attempt) << place for place, attempt in enumerate(attempts))
-        os._exit(code)
+        except OSError as error:
+            code |= error.errno or 0
+        finally:
+            os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if not 0 <= code < 1 << 7:
-        raise OSError(errno.EINVAL, "landlock_restrict_self: a ruleset of Landlock cannot be obeyed")
+    if not 0 <= code < _NOT_OBEYED:
+        number = code - _NOT_OBEYED if code > _NOT_OBEYED else errno.EINVAL
+        raise OSError(number, f"landlock_restrict_self: a ruleset cannot be obeyed: {os.strerror(number)}")
     return [bool(code >> place & 1) for place in range(len(attempts))]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from gwsandbox.backends.base import Backend, limit_resources
 from gwsandbox.ipc import call, record
-from gwsandbox.ipc.birth import LARGEST_WORK
+from gwsandbox.ipc.birth import LARGEST_WORK, NOT_READY
 from gwsandbox.ipc.channel import Order, Packet, Sent
 from gwsandbox.ipc.output_store import OutputStore
 from gwsandbox.linux.errnos import is_not_now
@@ -32,6 +32,7 @@ _BIRTH_SECONDS = 0.5  # after which the zygote is continued, in case somebody ha
 _BIRTH_LIMIT = 20.0  # seconds after which a zygote that answers nothing is killed
 _LATER_SECONDS = 0.02  # until a request is tried again that the kernel has no memory for
 _CLEAR_SECONDS = 0.002, 0.5  # until what is left of an attempt is looked at again: at first, and at the most
+_STUCK_SECONDS = 10.0  # after which what does not go away holds back no further guest
 _LOST_IN_A_ROW = 3  # zygotes that die one after the other before what they were to fork is given up
 
 
@@ -135,6 +136,12 @@ class Launcher:
         """Numbers of the orders whose guests wait or are being born."""
         held = [] if self._held is None else [self._held[0]]
         return {attempt.order.number for attempt in (*self.starting, *self.ready, *held)}
+
+    @property
+    def dying(self) -> int:
+        """Attempts that come to nothing and are about to go away; 0 where one of them has not gone for long."""
+        is_stuck = any(attempt.abandoned_at < time.monotonic() - _STUCK_SECONDS for attempt in self.abandoned)
+        return 0 if is_stuck else len(self.abandoned)
 
     def has_births(self) -> bool:
         """Whether the zygote may have forked a guest that is not known yet."""
@@ -352,8 +359,7 @@ class Launcher:
         order = attempt.order
         try:
             if pid < 0:
-                remedy = "see ulimit -u and the cgroup's pids.max"
-                raise SandboxError("fork guest", errno=-pid, remedy=remedy)  # noqa: TRY301 - as the others
+                raise _not_born(-pid)  # noqa: TRY301 - as the others
             attempt.pid = pid
             attempt.pidfd = self._reserve.use(functools.partial(os.pidfd_open, pid))
             for pipe in attempt.outputs:
@@ -378,6 +384,7 @@ class Launcher:
     def abandon(self, attempt: Attempt) -> None:
         """End an attempt of which nothing is wanted any more, in the middle of whatever it was doing."""
         attempt.close_all()
+        attempt.abandoned_at = time.monotonic()
         self.abandoned.append(attempt)
         self._clear_after = _CLEAR_SECONDS[0]
         self._clear()
@@ -399,6 +406,13 @@ class Launcher:
         self.abandoned = left
         self._next_clearing = time.monotonic() + self._clear_after if left else None
         self._clear_after = min(self._clear_after * 2, _CLEAR_SECONDS[1])
+
+
+def _not_born(number: int) -> SandboxError:
+    """Why the zygote forked no guest."""
+    if number >= NOT_READY:
+        return SandboxError("start zygote", errno=number - NOT_READY, remedy="see stderr, or the journal")
+    return SandboxError("fork guest", errno=number, remedy="see ulimit -u and the cgroup's pids.max")
 
 
 def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPipe]:
