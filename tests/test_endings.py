@@ -457,7 +457,7 @@ def test_a_result_that_the_caller_has_no_descriptor_for(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         assert first.outcome is outcome
-        lost = "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
+        lost = "result cannot be received: Too many open files [errno 24]; raise ulimit -n"
         assert re.fullmatch(said + re.escape(lost), first.detail), first.detail
         assert [result.result for result in completed] == [bytes(3)]
 

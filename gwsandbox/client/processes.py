@@ -201,8 +201,9 @@ class Processes:
 
     def end_reaper(self) -> None:
         """Wait until the reaper is dead. It has cleared up by then, or is killed and that is left to us."""
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        with contextlib.suppress(OSError):  # it is dead, or cannot be continued
             os.kill(self._reapers[0], signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
             if self.pidfds:
                 poll = unpatched.module("select").poll()
                 poll.register(self.pidfds[0], select.POLLIN)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gwsandbox.ipc import pickling, record
-from gwsandbox.ipc.channel import LOST, Report
+from gwsandbox.ipc.channel import Report
 from gwsandbox.ipc.exception import FORGED, Raised
 from gwsandbox.ipc.output_store import received
 from gwsandbox.ipc.pickling import Buffer
@@ -196,9 +197,9 @@ def _read(payload: bytes | tuple[bytes, bytes], descriptor: int | None, load: Ca
 
 
 def _refuse_lost(descriptor: int) -> None:
-    if descriptor == LOST:
+    if descriptor < 0:
         raise TransferError(
-            "result cannot be received: this process has as many descriptors open as it may; raise ulimit -n"
+            f"result cannot be received: {os.strerror(-descriptor)} [errno {-descriptor}]; raise ulimit -n"
         )
 
 

@@ -46,6 +46,7 @@ _ORDERS_TOGETHER = 256  # in one packet; each is some 100 bytes without its work
 _WORK_TOGETHER = 1 << 15  # bytes
 _CLOSE_SECONDS = 30.0  # that a supervisor has to end everything; then it is killed
 _LATER_SECONDS = 0.02
+_OTHER_VERSION = "see that gwsandbox was not replaced by another version while this process runs"
 _SIGNALS = signal.valid_signals()
 
 # What recvmsg(2) gives. A None in the list of ancillary data stands for a descriptor of it that is closed.
@@ -347,11 +348,14 @@ class Session:
             self.lost = True
             return
         number = channel.number_of(data)
-        if number in self._unfinished:
-            self._finish(number, channel.unpack(data, ancillary, flags))
-        elif number == 0:
-            self._note(channel.unpack(data, ancillary, flags))
-            return
+        try:
+            if number in self._unfinished:
+                self._finish(number, channel.unpack_patiently(data, ancillary, flags))
+            elif number == 0:
+                self._note(channel.unpack_patiently(data, ancillary, flags))
+                return
+        except channel.NoPacketError as error:
+            self._failure, self.lost = SandboxError("receive results", value=str(error), remedy=_OTHER_VERSION), True
         for fd in channel.descriptors_of(ancillary)[ancillary.count(None) :]:
             ancillary.extend(starmap(os.close, ((fd,),)))
 
@@ -359,7 +363,7 @@ class Session:
         """What concerns the run as a whole."""
         message, pidfd = received
         if isinstance(message, Started):
-            if pidfd is not None and pidfd != LOST:
+            if pidfd is not None and pidfd >= 0:
                 self._processes.adopt_supervisor(pidfd)
             self._backend.adopt_group(message.group)
             self._group = message.group
@@ -376,7 +380,7 @@ class Session:
 
     def _finish(self, number: int, received: channel.Received) -> None:
         if self._made is None:
-            report = received.message or _lost_report(number)
+            report = received.message or _lost_report(number, -(received.descriptor or LOST))
             task = self._unfinished[number][1]
             self._made = make_result(task, report, received.descriptor, self._options, self._held)
             log_result(self._made, self._options.limits.overridden_by(task.limits))
@@ -450,6 +454,6 @@ def _not_sent(number: int, error: BaseException) -> Report:
     return Report(number, Outcome.SANDBOX_ERROR, str(reason), error=reason)
 
 
-def _lost_report(number: int) -> Report:
-    error = SandboxError("receive result", errno=errno.EMFILE, remedy="raise ulimit -n")
+def _lost_report(number: int, why: int) -> Report:
+    error = SandboxError("receive result", errno=why, remedy="raise ulimit -n")
     return Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)

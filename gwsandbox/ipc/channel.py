@@ -17,26 +17,29 @@ import os
 import pickle
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gwsandbox.ipc.call import read_stored, store
-from gwsandbox.linux.errnos import GONE, NOT_NOW
+from gwsandbox.linux.errnos import GONE, NOT_NOW, Patience, errno_of
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import NOT_STARTED, Enforcement, Outcome, Usage
 from gwsandbox.model.task import Command
 from gwsandbox.model.verdict import Delivery
 
-_HEAD = struct.Struct("=BQ")  # which descriptors come along, and the number of the first order or of the report
+_HEAD = struct.Struct("=BQQ")  # which descriptors come along; the numbers of the first and the last order, or report
 _STORED, _ATTACHED = 1, 2  # the pickle is in the first descriptor; a descriptor comes with the message
 PACKET = 1 << 16  # bytes, head included; malloc maps and unmaps a larger buffer each time that one is received
 ANCILLARY = socket.CMSG_SPACE(2 * array.array("i").itemsize)
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _TRUNCATED = int(socket.MSG_CTRUNC)  # as a plain number: Python computes with an enum's members in Python
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-LOST = -1  # in the place of a descriptor that could not be received
+LOST = -errno.EMFILE  # in the place of a descriptor that could not be received: minus an errno
+_READ_SECONDS = 5.0  # that a packet may wait for the memory to be read with
+_LATER_SECONDS = 0.02
 
 
 class Order(NamedTuple):
@@ -48,7 +51,7 @@ class Order(NamedTuple):
         work: A packed ``Task``, or a ``Command``; ``None`` for a task that the fork brought along, or for a packed
             task that comes as the packet's descriptor, which is passed on unread.
         inherited: The key of a task that the fork brought along; 0 otherwise.
-        descriptor: That of a large packed task, once it is received.
+        descriptor: That of a large packed task, once it is received; minus an errno where the order could not be.
     """
 
     number: int
@@ -62,7 +65,7 @@ class Order(NamedTuple):
 
     def close(self) -> None:
         """Release what came with it: it is done with, or comes to nothing."""
-        if self.descriptor is not None and self.descriptor != LOST:
+        if self.descriptor is not None and self.descriptor >= 0:
             os.close(self.descriptor)
 
 
@@ -204,23 +207,30 @@ def pack(message: Message, memfds: deque[int], descriptor: int | None = None) ->
     flags = 0 if descriptor is None else _ATTACHED
     attached = () if descriptor is None else (descriptor,)
     if _HEAD.size + len(body) <= PACKET:
-        return Packet(_HEAD.pack(flags, _number(message)) + body, attached)
+        return Packet(_HEAD.pack(flags, *_numbers(message)) + body, attached)
     stored = store(body, "gwsandbox-message", memfds)
-    return Packet(_HEAD.pack(flags | _STORED, _number(message)), (stored, *attached))
+    return Packet(_HEAD.pack(flags | _STORED, *_numbers(message)), (stored, *attached))
 
 
-def _number(message: Message) -> int:
+def _numbers(message: Message) -> tuple[int, int]:
+    """Of the first and the last order, or of the report twice; 0 where it holds neither."""
     if isinstance(message, Report):
-        return message.number
-    return 0 if isinstance(message, Signal | Cancel | Started | Ended | Confined | Begun) else message[0].number
+        return message.number, message.number
+    if isinstance(message, Signal | Cancel | Started | Ended | Confined | Begun):
+        return 0, 0
+    return message[0].number, message[-1].number
+
+
+class NoPacketError(Exception):
+    """What came is no packet; the text says why."""
 
 
 class Received(NamedTuple):
     """What a packet held.
 
     Args:
-        message: ``None`` where it was lost with the packet's descriptors, as this process has as many open as it may.
-        descriptor: What came with the message; ``LOST`` where it could not be received.
+        message: ``None`` where it was lost with the packet's descriptors, or cannot be read.
+        descriptor: What came with the message; minus an errno where that, or the message, could not be received.
     """
 
     message: Any
@@ -229,7 +239,7 @@ class Received(NamedTuple):
 
 def number_of(data: bytes) -> int:
     """The number of the first order or of the report in a packet; 0 where it holds neither."""
-    number: int = _HEAD.unpack_from(data)[1]
+    number: int = _HEAD.unpack_from(data)[1] if len(data) >= _HEAD.size else 0
     return number
 
 
@@ -252,6 +262,26 @@ def unpack(data: bytes, ancillary: Sequence[tuple[int, int, bytes] | None], flag
     stored = descriptors.pop(0) if present & _STORED else None
     message = pickle.loads(memoryview(data)[_HEAD.size :] if stored is None else read_stored(stored))
     return Received(message, descriptors[0] if present & _ATTACHED else None)
+
+
+def unpack_patiently(data: bytes, ancillary: Sequence[tuple[int, int, bytes] | None], flags: int) -> Received:
+    """As ``unpack``, waiting a few seconds for the memory that it takes; a message that cannot be read is lost.
+
+    Raises:
+        NoPacketError: It is none of this version of gwsandbox.
+    """
+    patience = Patience(_READ_SECONDS)
+    while True:
+        try:
+            return unpack(data, ancillary, flags)
+        except (OSError, MemoryError) as error:
+            try:
+                patience.bear(error)
+            except (OSError, MemoryError):
+                return Received(None, -errno_of(error))
+        except Exception as error:
+            raise NoPacketError(f"{type(error).__name__}: {error}") from error
+        time.sleep(_LATER_SECONDS)
 
 
 class Sent(enum.Enum):
@@ -296,6 +326,8 @@ class Channel:
     def __init__(self, end: _socket.socket) -> None:
         self._socket = end
         self._outbox: deque[tuple[Packet, deque[int]]] = deque()
+        self._packet: tuple[bytes, list[tuple[int, int, bytes]], int] | None = None  # received, and not yet read
+        self._patience = Patience(_READ_SECONDS)
         self._last_order = 0
         self.waiting_bytes = 0
         self.waiting_descriptors = 0
@@ -345,32 +377,67 @@ class Channel:
     def receive(self) -> list[Order] | Signal | Cancel | None:
         """What one packet holds, without waiting; ``None`` where none has come.
 
-        Each order has its own descriptor, or ``LOST`` where this process has as many open as it may.
+        Each order has its own descriptor, or minus an errno where that or the order itself could not be received.
 
         Raises:
-            EOFError: The other end is closed, and everything that it sent was received.
-            OSError: The kernel cannot give it now.
+            EOFError: The other end is closed, and everything that it sent was received; or it sends what is no packet.
+            OSError, MemoryError: The kernel cannot give it now. It is still to be received.
         """
+        if self._packet is None and not self._take_packet():
+            return None
+        assert self._packet is not None
+        data, ancillary, flags = self._packet
+        try:
+            received = unpack(data, ancillary, flags)
+        except (OSError, MemoryError) as error:
+            received = self._unread(error)
+        except Exception as error:
+            self._drop_packet()
+            raise EOFError from error
+        self._packet = None
+        self._patience.renew()
+        if isinstance(received.message, Signal | Cancel):
+            return received.message
+        return self._orders_in(received, data, descriptors_of(ancillary))
+
+    def _take_packet(self) -> bool:
+        """Whether a packet has come, which stays here until it is read."""
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(PACKET, ANCILLARY, RECEIVE_FLAGS)
         except BlockingIOError:
-            return None
+            return False
         except OSError as error:
             if error.errno in NOT_NOW:
                 raise
             data = b""
-        if not data:
+        if len(data) < _HEAD.size:
             raise EOFError
-        received = unpack(data, ancillary, flags)
-        if isinstance(received.message, Signal | Cancel):
-            return received.message
-        return self._orders_in(received, number_of(data), descriptors_of(ancillary))
+        self._packet = data, ancillary, flags
+        return True
 
-    def _orders_in(self, received: Received, number: int, descriptors: list[int]) -> list[Order]:
+    def _unread(self, error: OSError | MemoryError) -> Received:
+        """What stands for a packet that cannot be read.
+
+        Raises:
+            OSError, MemoryError: It may be read later.
+        """
+        try:
+            self._patience.bear(error)
+        except (OSError, MemoryError):
+            return Received(None, -errno_of(error))
+        raise error
+
+    def _drop_packet(self) -> None:
+        if self._packet is not None:
+            (_, ancillary, _), self._packet = self._packet, None
+            _close_all(deque(descriptors_of(ancillary)))
+
+    def _orders_in(self, received: Received, data: bytes, descriptors: list[int]) -> list[Order]:
         """Those that did not come before: a caller that is interrupted may send a packet twice."""
         orders, descriptor = received
+        _, first, last = _HEAD.unpack_from(data)
         if orders is None:
-            orders = [Order(number, Limits(), descriptor=LOST)]
+            orders = [Order(number, Limits(), descriptor=descriptor) for number in range(first, last + 1) if number]
         elif descriptor is not None:
             orders = [orders[0]._replace(descriptor=descriptor)]
         fresh = [order for order in orders if order.number > self._last_order]
@@ -378,12 +445,13 @@ class Channel:
         for fd in descriptors:
             if fd not in kept:
                 os.close(fd)
-        self._last_order = max(self._last_order, orders[-1].number)
+        self._last_order = max(self._last_order, last)
         return fresh
 
     def close(self) -> None:
-        """Close this end, and every descriptor that was not sent."""
+        """Close this end, and every descriptor that was not sent or not read."""
         self.drop()
+        self._drop_packet()
         self._socket.close()
 
 

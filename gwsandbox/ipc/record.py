@@ -40,6 +40,7 @@ _BYTES_VALUE = 0x80  # beside the delivery: the body is the value itself
 _ALIGN = 64  # of out-of-band buffers: what NumPy wants of an array's memory
 _ROOM = 1 << 46  # bytes; more than any record, and less than the largest file
 _PLACE = _ROOM + 0x677773  # of the file's offset, which marks it: no other file is read or written there
+_LARGEST_ERRNO = 4095  # include/linux/err.h
 _NOTE = struct.Struct("=4sH")  # magic, bytes of text that follow
 _NOTE_MAGIC = b"left"
 _NOTE_PLACE = _ROOM - 4096
@@ -110,7 +111,7 @@ def write_pieces(fd: int, kind: int, pieces: Sequence[Buffer]) -> None:
             position = write_all(fd, piece, position)
         _write_head(fd, _HEAD.pack(_MAGIC, kind, position - _HEAD.size, 0, position))
     except OSError as error:
-        raise ResultLostError(describe(error)) from error
+        raise _lost(fd, error) from error
 
 
 def write_exception(fd: int, error: BaseException, delivery: Delivery, _returns: Sequence[type] = ()) -> None:
@@ -147,7 +148,19 @@ def _write_record(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -
         if error.errno == errno.EFBIG and kind != _NO_ROOM:
             _write_record(fd, _NO_ROOM, b"", [])
             return
-        raise ResultLostError(describe(error)) from error
+        raise _lost(fd, error) from error
+
+
+def _lost(fd: int, error: OSError) -> ResultLostError:
+    """Note why a record cannot be written, which needs no memory: the supervisor has the same file's offset."""
+    os.lseek(fd, _PLACE + (error.errno or 0), os.SEEK_SET)
+    return ResultLostError(describe(error))
+
+
+def why_lost(fd: int) -> int:
+    """The errno with which a guest could not write its record; 0 where it noted none."""
+    number = os.lseek(fd, 0, os.SEEK_CUR) - _PLACE
+    return number if 0 < number <= _LARGEST_ERRNO else 0
 
 
 def _write_parts(fd: int, kind: int, body: Buffer, buffers: list[memoryview]) -> None:
@@ -253,16 +266,17 @@ def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
     holds the descriptor can neither change nor shorten what the caller is going to map. A guest may claim any
     length, and make a file of that length without a page in it: what is not backed by memory that it was
     charged for is not believed.
+
+    Raises:
+        OSError: It cannot be read or sealed. EPERM: its guest has sealed it. EBUSY: somebody outside of the sandbox
+            has it mapped for writing.
     """
     record = os.pread(fd, INLINE, 0)
     delivery, length = _claim(fd, record)
     if length <= INLINE:
         return delivery, record[:length], True
-    try:
-        os.ftruncate(fd, length)
-        fcntl.fcntl(fd, syscalls.F_ADD_SEALS, syscalls.F_SEAL_ALL)
-    except OSError:  # somebody outside of the sandbox has it mapped for writing
-        return Delivery.NOTHING, b"", True
+    os.ftruncate(fd, length)
+    fcntl.fcntl(fd, syscalls.F_ADD_SEALS, syscalls.F_SEAL_ALL)
     if _claim(fd, os.pread(fd, _HEAD.size, 0)) != (delivery, length):
         return Delivery.NOTHING, b"", True
     return delivery, b"", False
@@ -315,14 +329,19 @@ def read_descriptor(fd: int, load: Load = pickling.load) -> Any:
     Raises:
         TransferError: No value can be made of it.
     """
+    head = fitting(lambda: os.pread(fd, _HEAD.size, 0))
+    if head[4] & _BYTES_VALUE:
+        return fitting(lambda: _read_bytes(fd))
+    if head[4] != _VALUE and fitting(lambda: os.fstat(fd)).st_size > _HEAD.size + exception.LARGEST_BODY:
+        raise TransferError(exception.FORGED)
+    return _load(memoryview(fitting(lambda: _map(fd))), load)
+
+
+def _read_bytes(fd: int) -> bytes:
+    """The body of a record, in one object of the right size: nothing is held twice."""
     with open(fd, "rb", buffering=0, closefd=False) as file:
-        head = os.pread(fd, _HEAD.size, 0)
-        if head[4] & _BYTES_VALUE:
-            file.seek(_HEAD.size)
-            return fitting(file.readall)  # into one object of the right size: nothing is held twice
-        if head[4] != _VALUE and os.fstat(fd).st_size > _HEAD.size + exception.LARGEST_BODY:
-            raise TransferError(exception.FORGED)
-        return _load(memoryview(fitting(lambda: _map(fd))), load)
+        file.seek(_HEAD.size)
+        return file.readall()
 
 
 def fitting(read: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ counts in the group whose limit was reached, ``oom_kill`` in the groups that the
 from __future__ import annotations
 
 import enum
+import os
 import signal
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -79,6 +80,7 @@ class Evidence(NamedTuple):
         refusal: What is known of allocations that a limit of ours has refused.
         killer: Who, outside of gwsandbox, has killed it, where that is known.
         total_memory: Bytes that all tasks may have together, where they reached that; else 0.
+        write_errno: Why the record could not be written, as the guest noted, or not be taken over; 0: it could.
         unfinished: What the guest waited for when it was ended after its record was whole; "" where that is unknown.
     """
 
@@ -97,6 +99,7 @@ class Evidence(NamedTuple):
     refusal: str = ""
     killer: str = ""
     total_memory: int = 0
+    write_errno: int = 0
 
 
 _OWN_FATAL_SIGNALS = frozenset(
@@ -266,13 +269,20 @@ def _explain_failure(evidence: Evidence, requested: Mapping[str, float]) -> str:
             return "the program could not be executed"
         case _ if evidence.is_command:
             return f"exit code {evidence.exit_code}"
-        case _ if evidence.exit_code == RESULT_LOST:
-            return (
-                "the function is done, and what it gave is lost: the task had closed or replaced the descriptor of its "
-                "result; let it close only what it has opened"
-            )
+        case _ if evidence.exit_code == RESULT_LOST or evidence.write_errno:
+            return _explain_loss(evidence.write_errno)
         case _:
             return f"exited with code {evidence.exit_code} before the function returned"
+
+
+def _explain_loss(write_errno: int) -> str:
+    if write_errno:
+        why = f"{os.strerror(write_errno)} [errno {write_errno}]"
+        return f"the function is done, and what it gave is lost: {why}; let it return less, or write a file"
+    return (
+        "the function is done, and what it gave is lost: the task had closed or replaced the descriptor of its "
+        "result; let it close only what it has opened"
+    )
 
 
 def _explain_end(evidence: Evidence, requested: Mapping[str, float]) -> str:

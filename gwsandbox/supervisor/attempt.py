@@ -16,10 +16,10 @@ from gwsandbox.backends.base import Counters, Sandbox
 from gwsandbox.ipc import record
 from gwsandbox.ipc.channel import Order, Report
 from gwsandbox.linux import procfs
-from gwsandbox.linux.errnos import Patience, errno_of
+from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.result import Outcome, Usage
-from gwsandbox.model.verdict import Delivery, Evidence, Reason, explain, judge
+from gwsandbox.model.verdict import RESULT_LOST, Delivery, Evidence, Reason, explain, judge
 from gwsandbox.supervisor.output import OutputPipe
 
 Steps = Generator[tuple[int, int], None, None]
@@ -41,6 +41,7 @@ class Attempt:
         sending: Descriptors that are needed until the zygote has been asked for the guest.
         asked_to_end: Whether it had SIGTERM at its deadline.
         ended_at: Monotonic moment of the first kill, in seconds.
+        abandoned_at: And that since which nothing is wanted of it but to go away; 0 where there is none.
         room_is_limited: Whether this process's own RLIMIT_FSIZE limits the record.
         slot: A number that no other living guest has, from 0.
         patience: With looks at the guest that the kernel refuses.
@@ -61,6 +62,7 @@ class Attempt:
     deadline: float | None = None
     next_check: float | None = None
     ended_at: float | None = None
+    abandoned_at: float = 0.0
     room_is_limited: bool = False
     slot: int = 0
     patience: Patience = field(default_factory=Patience)
@@ -172,9 +174,20 @@ def report(
     """The verdict on an attempt of which nothing lives any more, and the descriptor of what is large.
 
     That is its result descriptor, or one with what a program wrote, which is the caller's to close.
+
+    Raises:
+        OSError: "Not now": it can be asked for again.
     """
     unfinished = record.read_unfinished(attempt.result) if exit_code < 0 else ""
-    delivery, payload, stored, large = _delivered(attempt)
+    write_errno = record.why_lost(attempt.result) if exit_code == RESULT_LOST else 0
+    try:
+        delivery, payload, stored, large = _delivered(attempt)
+    except PermissionError as error:  # the guest has sealed it
+        delivery, payload, stored, large, write_errno = Delivery.NOTHING, b"", (0, 0), None, errno_of(error)
+    except OSError as error:
+        if is_not_now(error):
+            raise
+        return _unread(attempt, error, exit_code, end_time, usage), None
     evidence = Evidence(
         exit_code=exit_code,
         delivery=delivery,
@@ -191,6 +204,7 @@ def report(
         refusal=counters.refusal,
         killer=counters.killer,
         total_memory=counters.total_memory,
+        write_errno=write_errno,
     )
     outcome = judge(evidence)
     detail, held = explain(evidence, outcome, attempt.requested), attempt.sandbox.enforcement
@@ -218,6 +232,19 @@ def _delivered(attempt: Attempt) -> _Delivered:
     return delivery, (out, err), (stored_out, stored_err), attempt.outputs[0].store.take()
 
 
+def _unread(attempt: Attempt, error: OSError, exit_code: int, end_time: float, usage: Usage) -> Report:
+    """The report of an attempt whose record cannot be read, or not be kept from being changed."""
+    made = failure(attempt.order, SandboxError("take over result", errno=error.errno or 0, remedy=_TAKE_OVER))
+    return made._replace(
+        exit_code=exit_code,
+        start_time=attempt.start_time,
+        end_time=end_time,
+        usage=usage,
+        enforcement=attempt.sandbox.enforcement,
+    )
+
+
+_TAKE_OVER = "see that nobody outside of the sandbox holds the task's result"
 _REMEDIES = {
     errno.EFBIG: "raise ulimit -f, which counts files in memory too",
     errno.EMFILE: "raise ulimit -n",

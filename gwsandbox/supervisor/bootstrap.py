@@ -97,6 +97,7 @@ def _say(end: _socket.socket, message: Message) -> None:
 def _supervise(end: _socket.socket, backend: Backend, options: RunOptions, tasks: Mapping[int, Task | Command]) -> None:
     channel = Channel(end)
     try:
+        syscalls.be_subreaper()
         if not options.pass_through:
             _read_nothing()
         Supervisor(channel, backend, options, tasks).run()
@@ -136,6 +137,9 @@ def serve(number: int) -> NoReturn:
         _preload(options.preload, caller)
     except SandboxError as error:
         _say(end, Ended(error, "\n".join(error.__notes__)))
+        os._exit(1)
+    except OSError as error:
+        _say(end, Ended(SandboxError("start supervisor", value=str(error), errno=errno_of(error))))
         os._exit(1)
     run_reaper(end, Inheritance(BACKENDS[name](), options, {}, set))
 

@@ -116,7 +116,7 @@ class CallerLink:
             self._receive_patience.renew()
         except EOFError:
             self.close_down()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._receive_patience.bear(error)
             self._receive_at = time.monotonic() + _LATER_SECONDS
 

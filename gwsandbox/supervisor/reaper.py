@@ -46,7 +46,6 @@ def watch_over(backend: Backend, supervise: Callable[[], None], end: _socket.soc
     code = 1
     try:
         if pid == 0:
-            syscalls.be_subreaper()
             supervise()
             os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the reaper too; now none is left
             code = 0

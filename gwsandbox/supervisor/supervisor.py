@@ -61,7 +61,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
-from gwsandbox.ipc.channel import LOST, Begun, Cancel, Channel, Confined, Ended, Order
+from gwsandbox.ipc.channel import Begun, Cancel, Channel, Confined, Ended, Order
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
@@ -239,7 +239,7 @@ class Supervisor:
     # --- orders that cannot be started --------------------------------------------------------------
 
     def _alive(self) -> int:
-        return len(self._attempts) + len(self._launcher) + len(self._launcher.abandoned)
+        return len(self._attempts) + len(self._launcher) + self._launcher.dying
 
     def _refuse(self, order: Order, error: Exception) -> None:
         """An order cannot be started: it waits where others may give back what is wanting, else its task fails."""
@@ -273,8 +273,9 @@ class Supervisor:
         """
         while self._link.orders and self._wants_guest():
             order = self._link.orders.popleft()
-            if order.descriptor == LOST:
-                self._link.fail(order, SandboxError("receive task: too many open files", remedy="raise ulimit -n"))
+            if order.descriptor is not None and order.descriptor < 0:
+                why = SandboxError("receive task", errno=-order.descriptor, remedy="raise ulimit -n")
+                self._link.fail(order, why)
                 continue
             try:
                 if not self._launcher.has_zygote:
@@ -375,7 +376,8 @@ class Supervisor:
         self._begin_ready()  # the next one works while we take stock of this one
         self._attempts[attempt.order.number] = attempt
         usage, counters = self._take_stock(attempt, elapsed, rusage)
-        made, large = report(attempt, os.waitstatus_to_exitcode(status), end_time, usage, counters)
+        exit_code = os.waitstatus_to_exitcode(status)
+        made, large = self._reserve.use(functools.partial(report, attempt, exit_code, end_time, usage, counters))
         with contextlib.suppress(Exception):  # the result stands; at the end of the run the backend removes the rest
             self._reserve.use(attempt.sandbox.close)
         self._launcher.release(attempt)

@@ -82,14 +82,29 @@ def seal_it() -> None:
     fcntl.fcntl(result_descriptor(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
 
 
-@pytest.mark.parametrize(
-    "func", [close_it, put_a_pipe_there, put_a_temporary_file_there, put_another_memfd_there, seal_it]
-)
+@pytest.mark.parametrize("func", [close_it, put_a_pipe_there, put_a_temporary_file_there, put_another_memfd_there])
 def test_a_result_that_cannot_be_written_is_a_failure_that_says_so(
     backend: BackendName, func: Callable[[], None]
 ) -> None:
     result = run(func, backend=backend)
     assert (result.outcome, result.detail) == (Outcome.FAILED, LOST)
+
+
+def seal_its_length() -> bytes:
+    """It can be written, and not be taken over."""
+    fd = result_descriptor()
+    os.ftruncate(fd, 300_000)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return bytes(200_000)
+
+
+@pytest.mark.parametrize("func", [seal_it, seal_its_length])
+def test_a_result_that_the_task_has_sealed_is_a_failure_with_its_errno(
+    backend: BackendName, func: Callable[[], Any]
+) -> None:
+    result = run(func, backend=backend)
+    assert result.outcome is Outcome.FAILED
+    assert result.detail.startswith("the function is done, and what it gave is lost: Operation not permitted [errno 1]")
 
 
 def close_it_later() -> str:

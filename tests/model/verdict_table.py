@@ -63,6 +63,8 @@ ROWS = [
     row("os._exit(0) without a result", "FAILED", "exited with code 0 before the function returned", exit_code=0),
     row("os._exit(7)", "FAILED", "exited with code 7 before the function returned", exit_code=7),
     row("returned, and exited otherwise", "SUCCEEDED", "the function returned, and exited with code 7 later", exit_code=7, delivery="VALUE"),
+    row("its record found no room", "FAILED", "what it gave is lost: No space left on device [errno 28]", exit_code=113, write_errno=28),
+    row("its record was sealed", "FAILED", "what it gave is lost: Operation not permitted [errno 1]", exit_code=0, write_errno=1),
     row("its result descriptor was lost", "FAILED", "the task had closed or replaced the descriptor of its result", exit_code=113),
     row("a program's exit code of that number", "FAILED", "exit code 113", exit_code=113, is_command=True),
     row("program failed", "FAILED", "exit code 3", exit_code=3, is_command=True),
