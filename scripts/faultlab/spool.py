@@ -62,6 +62,7 @@ class Spool:
             f'spool = "{self.root}"',
             "settle_seconds = 0.2",
             "retry_delay_seconds = 0",
+            "drain_seconds = 10",
             "workers = 2",
             f'backend = "{self.backend}"',
             "[worker]",
