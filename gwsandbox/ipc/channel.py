@@ -280,8 +280,18 @@ def unpack_patiently(data: bytes, ancillary: Sequence[tuple[int, int, bytes] | N
             except (OSError, MemoryError):
                 return Received(None, -errno_of(error))
         except Exception as error:
+            if _can_be_read(data, ancillary, flags):
+                raise  # it is a signal handler's, which may raise at any bytecode
             raise NoPacketError(f"{type(error).__name__}: {error}") from error
         time.sleep(_LATER_SECONDS)
+
+
+def _can_be_read(data: bytes, ancillary: Sequence[tuple[int, int, bytes] | None], flags: int) -> bool:
+    try:
+        unpack(data, ancillary, flags)
+    except Exception:  # noqa: BLE001 - what else it may be
+        return False
+    return True
 
 
 class Sent(enum.Enum):
@@ -389,6 +399,7 @@ class Channel:
         data, ancillary, flags = self._packet
         try:
             received = unpack(data, ancillary, flags)
+            _check(received.message)
         except (OSError, MemoryError) as error:
             received = self._unread(error)
         except Exception as error:
@@ -453,6 +464,18 @@ class Channel:
         self.drop()
         self._drop_packet()
         self._socket.close()
+
+
+def _check(message: object) -> None:
+    """See that a message is one of those that a caller sends.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if message is None or isinstance(message, Signal):
+        return
+    if not isinstance(message, list) or not message or any(type(order) is not Order for order in message):
+        raise TypeError(f"no orders, but {type(message).__name__}")
 
 
 def _without_payload(report: Report, error: OSError | MemoryError) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import os
@@ -18,7 +19,7 @@ from gwsandbox.ipc import call, record
 from gwsandbox.ipc.birth import LARGEST_WORK, NOT_READY
 from gwsandbox.ipc.channel import Order, Packet, Sent
 from gwsandbox.ipc.output_store import OutputStore
-from gwsandbox.linux.errnos import is_not_now
+from gwsandbox.linux.errnos import Patience, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
@@ -32,6 +33,7 @@ _BIRTH_SECONDS = 0.5  # after which the zygote is continued, in case somebody ha
 _BIRTH_LIMIT = 20.0  # seconds after which a zygote that answers nothing is killed
 _LATER_SECONDS = 0.02  # until a request is tried again that the kernel has no memory for
 _CLEAR_SECONDS = 0.002, 0.5  # until what is left of an attempt is looked at again: at first, and at the most
+_SEND_SECONDS = 5.0  # that the kernel may have no memory for a request
 _STUCK_SECONDS = 10.0  # after which what does not go away holds back no further guest
 _LOST_IN_A_ROW = 3  # zygotes that die one after the other before what they were to fork is given up
 
@@ -84,6 +86,7 @@ class Launcher:
         self._next_clearing: float | None = None
         self._clear_after = _CLEAR_SECONDS[0]
         self._waits_for_room = False
+        self._send_patience = Patience(_SEND_SECONDS)
 
     def __len__(self) -> int:
         """Guests that wait or are being born."""
@@ -166,13 +169,18 @@ class Launcher:
     def _zygote_died(self) -> None:
         """Its pidfd says so. What it answered before is still to be read."""
         self.take_answers()
+        unread = 0 if self._zygote is None else self._zygote.unread_errno
         self._close_zygote()
         if not self._is_confined and self._options.hardening.require:
             self._note_confinement({})  # somebody waits to hear of it
-        self._lose_births()
+        self._lose_births(unread)
 
-    def _lose_births(self) -> None:
-        """Guests that the zygote had not answered for would wait for ever: others take their place."""
+    def _lose_births(self, unread: int) -> None:
+        """Guests that the zygote had not answered for would wait for ever: others take their place.
+
+        Args:
+            unread: The errno with which its answer could not be read, or 0.
+        """
         self._lost += 1
         self._next_wake = None
         unborn = [*self.starting]
@@ -186,7 +194,8 @@ class Launcher:
             if self._lost < _LOST_IN_A_ROW:
                 self._requeue(order)
             else:
-                self._refuse(order, SandboxError("fork guest: the zygote process was killed again and again"))
+                step = "fork guest: the zygote process was killed again and again"
+                self._refuse(order, SandboxError(step, errno=unread))
 
     # --- moments ------------------------------------------------------------------------------------
 
@@ -255,7 +264,19 @@ class Launcher:
             self.starting.append(attempt)
         if self._next_wake is None:
             self._expect_answers()
+            self._send_patience.renew()
         if sent is Sent.LATER:
+            self._send_later(attempt)
+
+    def _send_later(self, attempt: Attempt) -> None:
+        """The kernel has no memory for the request now. What lasts for seconds does not pass: then the order fails."""
+        try:
+            self._send_patience.bear(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
+        except OSError as error:
+            self._held = None
+            self.abandon(attempt)
+            self._refuse(attempt.order, SandboxError("ask zygote for guest", value=str(error)))
+        else:
             self._next_wake = time.monotonic() + _LATER_SECONDS
 
     def _watch_zygote(self, *, for_room: bool) -> None:

@@ -15,7 +15,7 @@ from gwsandbox.guest import pid_namespace
 from gwsandbox.guest.zygote import run_zygote
 from gwsandbox.ipc.birth import ANSWER, CREDENTIALS, REQUEST, ROLES, unpack_held
 from gwsandbox.ipc.channel import Packet, Sent, send
-from gwsandbox.linux.errnos import is_not_now
+from gwsandbox.linux.errnos import errno_of, is_not_now
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
@@ -27,8 +27,12 @@ _CREDENTIALS_SPACE = socket.CMSG_SPACE(CREDENTIALS.size)
 class ZygoteProcess:
     """A zygote: forked here, and ended by ``close``. No method but ``reap`` ever waits.
 
-    ``init`` is the first process of its PID namespace, where it has one of its own, else 0. It is to outlive the
-    zygote, as guests do.
+    Attributes:
+        pid: Of the process.
+        pidfd: That tells when it is dead.
+        init: The first process of its PID namespace, where it has one of its own, else 0. It is to outlive the zygote,
+            as guests do.
+        unread_errno: With which an answer of it could not be read, so that it was killed; 0 where all could.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class ZygoteProcess:
         Raises:
             OSError: The kernel refused.
         """
+        self.unread_errno = 0
         # Each message is a packet, so that its descriptors cannot be taken for another's.
         self._socket, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as undo:
@@ -122,6 +127,7 @@ class ZygoteProcess:
             return None
         except OSError as error:
             if is_not_now(error):
+                self.unread_errno = errno_of(error)
                 self.kill()  # or the answer that cannot be read would wake us without end: another takes its place
             return None  # where it is gone, its pidfd tells
         if len(data) < ANSWER.size:
