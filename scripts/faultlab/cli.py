@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "spool": "files through the service while it is killed again and again (a round: 20 files)",
     "states": "random uses of the manager, against a model (a round: one sequence of uses)",
     "interrupt": "Ctrl-C, or a signal handler that raises, at any bytecode of the caller",
+    "table": "all of these, the long forms, as a table in Markdown",
     "kill": "signals to each process and each pair, at random moments",
 }
 
@@ -31,6 +32,8 @@ class _Subcommand(Protocol):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; 1 where a round went wrong."""
     asked = _parse(arguments)
+    if asked.subcommand == "table":
+        asked.seed = asked.seed or 1
     rounds = asked.rounds if asked.rounds or asked.seconds else 100
     options = Options(
         seed=random.randrange(10**9) if asked.seed is None else asked.seed,
@@ -43,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manner=getattr(asked, "manner", None),
         traced=getattr(asked, "traced", False),
         role=getattr(asked, "role", None),
+        each=getattr(asked, "each", False),
+        share=getattr(asked, "share", (0, 1)),
+        batch=getattr(asked, "batch", 1),
+        scale=getattr(asked, "rounds_scale", 1.0),
+        only=tuple(getattr(asked, "only", ())),
     )
     print(f"seed {options.seed}", flush=True)
     subcommand = cast("_Subcommand", importlib.import_module(f"faultlab.{asked.subcommand}"))
@@ -51,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         tally.write(options.json)
     return tally.exit_code
+
+
+def _share(text: str) -> tuple[int, int]:
+    which, _, of = text.partition("/")
+    return int(which), int(of)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,4 +82,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             one.add_argument("--traced", action="store_true", help="the kernel's own calls, by strace: a check")
             one.add_argument("--role", type=Role, choices=tuple(Role), help="whose calls (default: everybody's)")
             one.add_argument("--manner", choices=("once", "lasting"), help="(default: both)")
+            one.add_argument("--each", action="store_true", help="each call in one way, which the seed chooses")
+            one.add_argument("--share", type=_share, default=(0, 1), metavar="K/N", help="every N-th, from the K-th on")
+        elif name == "fuzz":
+            one.add_argument("--batch", type=int, default=1, metavar="N", help="inputs of a round: N times as many")
+        elif name == "table":
+            one.add_argument("--rounds-scale", type=float, default=1.0, metavar="X", help="X times as many rounds")
+            one.add_argument(
+                "--only",
+                nargs="+",
+                default=(),
+                choices=[name for name in SUBCOMMANDS if name != "table"],
+                help="these rows",
+            )
     return parser.parse_args(arguments)

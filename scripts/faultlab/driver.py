@@ -9,16 +9,19 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import select
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from faultlab import process_tree
+from gwsandbox.backends.cgroup.backend import CgroupBackend
+from gwsandbox.backends.cgroup.delegation import MOUNT, RUN_NAME
 from gwsandbox.linux import syscalls
 
 STALLED_SECONDS = 8.0
@@ -77,6 +80,8 @@ def run(
     *,
     longest: float = LONGEST_SECONDS,
     stalled: float = STALLED_SECONDS,
+    backend: str = "rlimit",
+    is_swept: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Run ``drive`` in a fork of this process, under ``actions``.
 
@@ -85,6 +90,8 @@ def run(
         actions: In the order of their moments.
         longest: Seconds after which it is taken for hung though it does not rest.
         stalled: Seconds after which it is taken for hung as it rests.
+        backend: How limits are held: by "cgroup" no run group may be left either.
+        is_swept: Whether the next run is to clear up after it; asked when it has ended.
     """
     syscalls.be_subreaper()
     report, log = os.memfd_create("report"), os.memfd_create("log")
@@ -102,7 +109,7 @@ def run(
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         watch.undo()
-        left = () if hung else wait_for_children()
+        left = () if hung else _left(backend, is_swept=is_swept())
         clear_up()
         text = os.pread(report, 1 << 26, 0)
         said = os.pread(log, 1 << 20, 0).decode(errors="replace").replace(OUTPUT_LINE, "")
@@ -111,6 +118,23 @@ def run(
     finally:
         for fd in (report, log, reader):
             os.close(fd)
+
+
+def _left(backend: str, *, is_swept: bool) -> tuple[str, ...]:
+    """Processes and run groups that are left, in words."""
+    if backend != "cgroup":
+        return wait_for_children()
+    if is_swept:
+        group = CgroupBackend.find()
+        group.prepare()
+        group.destroy()
+    processes = wait_for_children()
+    return (*processes, *(f"run group {path}" for path in _run_groups()))
+
+
+def _run_groups() -> Iterator[str]:
+    for folder, names, _ in os.walk(MOUNT):
+        yield from (f"{folder}/{name}" for name in names if re.fullmatch(RUN_NAME, name))
 
 
 def _be_driver(drive: Callable[[Callable[[], None]], Report], report: int, log: int, progress: int) -> NoReturn:

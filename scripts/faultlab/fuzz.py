@@ -6,6 +6,7 @@ run.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import resource
@@ -19,7 +20,7 @@ from faultlab.options import Options
 from faultlab.readers import READERS, Reader
 from faultlab.tally import Finding, Kind, Round, Tally
 
-_MEMORY = 2 * 1024**3  # bytes of address space, past which a reader gets MemoryError
+_MEMORY = 512 * 1024**2  # bytes of address space, past which a reader gets MemoryError
 _MOST_GROWTH = 256 * 1024  # KiB of resident memory
 _MOST_FAILURES = 3  # of one batch
 _LONGEST = 300.0  # seconds of one batch
@@ -31,10 +32,17 @@ def run(options: Options) -> Tally:
     ran: Counter[str] = Counter()
     for seed in options.seeds():
         reader = READERS[seed % len(READERS)]
+        reader = dataclasses.replace(reader, batch=reader.batch * options.batch)
         ended = driver.run(functools.partial(_drive, reader, seed), longest=_LONGEST)
         report = ended.report or {"ran": 0, "failures": [], "grown": 0}
         ran[reader.name] += report["ran"]
-        tally.add(Round(report["ran"], tuple(_findings(reader, ended, report)), options.repeat("fuzz", seed)))
+        tally.add(
+            Round(
+                report["ran"],
+                tuple(_findings(reader, ended, report)),
+                options.repeat("fuzz", seed, "--batch", str(options.batch)),
+            )
+        )
     tally.notes += [f"{name}: {count} inputs" for name, count in ran.items()]
     return tally
 

@@ -73,12 +73,19 @@ def run(options: Options) -> Tally:
     else:
         points = [(method, point) for method, point in _points(options) if options.manner in {None, point.manner}]
         random.Random(options.seed).shuffle(points)
-    for method, point in points[: options.rounds]:
+        points = _one_of_each(points) if options.each else points
+        points = points[options.share[0] :: options.share[1]]
+    for method, point in points if options.each else points[: options.rounds]:
         if options.is_over():
             break
         tally.add(one_round(options, method, point))
     tally.notes.append(f"{len(points)} points are known; {tally.reached} of these were reached")
     return tally
+
+
+def _one_of_each(points: Sequence[tuple[StartMethod, Point]]) -> list[tuple[StartMethod, Point]]:
+    """The first point of each call."""
+    return [*{(method, one.role, one.call, one.number): (method, one) for method, one in reversed(points)}.values()]
 
 
 def _run_traced(options: Options, tally: Tally) -> Tally:
@@ -139,7 +146,8 @@ def _injected(plan: Plan, fault: Mapping[str, Any] | None) -> tuple[int, dict[tu
     try:
         hook.prepare(folder, fault)
         longest, stalled = _LASTING if fault and fault["lasting"] else _ONCE
-        ended = driver.run(functools.partial(_drive, plan, folder), longest=longest, stalled=stalled)
+        drive = functools.partial(_drive, plan, folder)
+        ended = driver.run(drive, longest=longest, stalled=stalled, backend=plan.backend)
         return *hook.counts(folder), dataclasses.replace(ended, log=hook.stacks(folder) + ended.log)
     finally:
         shutil.rmtree(folder)

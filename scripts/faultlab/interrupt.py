@@ -21,12 +21,23 @@ from faultlab import driver
 from faultlab.driver import Ended, Report
 from faultlab.options import Options
 from faultlab.tally import Finding, Kind, Round, Tally
-from faultlab.workload import Plan, described, judged, left_since, open_descriptors, queue, random_plan
+from faultlab.workload import (
+    BackendName,
+    Plan,
+    StartMethod,
+    described,
+    judged,
+    left_since,
+    open_descriptors,
+    queue,
+    random_plan,
+)
 from gwsandbox import ProcessManager, TaskResult
 
 _MOST_TASKS = 8
 _PHASES = ("make", "queue", "process", "leave")
 _IMPORTED_LATE = ("cloudpickle", "subprocess")  # by the package, whose bytecodes are not to be spent on that
+_PLACES = 4  # interrupts of one plan, whose bytecodes are counted once
 _SECOND_AFTER = 0.004  # seconds
 _LATER = 0.0002
 
@@ -82,6 +93,7 @@ class _Tracer:
         return self._step
 
     def _fire(self, frame: FrameType) -> None:
+        sys.settrace(None)  # what comes then need not be slow
         self.where = " < ".join(_stack(frame))
         print("interrupted in", self.where, file=sys.stderr, flush=True)
         if self.interrupt.second_after is not None:
@@ -216,16 +228,21 @@ def run(options: Options) -> Tally:
 
 
 def one_round(options: Options, seed: int) -> Round:
-    """The round of a seed: once undisturbed, to count the bytecodes, and once interrupted."""
-    rng = random.Random(seed)
-    plan = random_plan(rng, backend=options.backend, start_method=options.start_method, most=_MOST_TASKS)
+    """The round of a seed: a plan, the same for some seeds in a row, interrupted once."""
+    plan, counted = _counted(options.backend, options.start_method, seed // _PLACES)
     command = options.repeat("interrupt", seed)
-    counted = driver.run(functools.partial(_drive, plan, Interrupt(0, signal.SIGINT)))
     if counted.report is None:
         return Round(0, (Finding(Kind.WRONG, "it does not run undisturbed", counted.log),), command)
-    interrupt = _random_interrupt(rng, counted.report["marks"], counted.report["bytecodes"])
-    ended = driver.run(functools.partial(_drive, plan, interrupt))
+    interrupt = _random_interrupt(random.Random(seed), counted.report["marks"], counted.report["bytecodes"])
+    ended = driver.run(functools.partial(_drive, plan, interrupt), backend=options.backend)
     return Round(len(plan.sorts), tuple(_findings(plan, interrupt, ended)), command)
+
+
+@functools.lru_cache(maxsize=1)
+def _counted(backend: BackendName, start_method: StartMethod | None, number: int) -> tuple[Plan, Ended]:
+    """A plan, and how it ends undisturbed, with its bytecodes counted."""
+    plan = random_plan(random.Random(number), backend=backend, start_method=start_method, most=_MOST_TASKS)
+    return plan, driver.run(functools.partial(_drive, plan, Interrupt(0, signal.SIGINT)), backend=backend)
 
 
 def _random_interrupt(rng: random.Random, marks: Mapping[str, int], total: int) -> Interrupt:

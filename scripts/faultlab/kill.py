@@ -78,7 +78,8 @@ def one_round(options: Options, seed: int) -> Round:
     strikes.sort(key=lambda strike: (strike.progress, strike.delay))
     seen: dict[Role, set[int]] = {role: set() for role in ROLES}
     actions = [action for strike in strikes for action in _actions(strike, rng, seen)]
-    ended = driver.run(functools.partial(drive, plan), actions)
+    drive_it = functools.partial(drive, plan)
+    ended = driver.run(drive_it, actions, backend=plan.backend, is_swept=lambda: _is_left_to_the_next(strikes))
     findings = tuple(_findings(plan, strikes, ended))
     return Round(len(plan.sorts), findings, options.repeat("kill", seed))
 
@@ -153,6 +154,11 @@ def _hit(strikes: Sequence[Strike], number: Signals) -> set[Role]:
 def _is_declared(left: str, plan: Plan, killed: set[Role]) -> bool:
     """Whether README says that this is left: by the rlimit backend, where nobody is left to find it."""
     return plan.backend == "rlimit" and killed >= _FINDERS and f"sleep {DAEMON_SECONDS}" in left
+
+
+def _is_left_to_the_next(strikes: Sequence[Strike]) -> bool:
+    """Whether all who clear up were killed, so that the next start of a run by the cgroup backend does it."""
+    return _hit(strikes, Signals.SIGKILL) >= _FINDERS
 
 
 def _judge_tasks(

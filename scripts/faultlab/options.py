@@ -25,6 +25,11 @@ class Options:
         point: For "inject": the one fault to inject.
         role: For "inject": whose calls; ``None``: everybody's.
         traced: For "inject": by strace.
+        each: For "inject": every call fails in one manner with one errno, by the seed, instead of in all.
+        share: Run every n-th round only, as (which, n): for several labs at a time.
+        batch: For "fuzz": by how much a batch is larger than usual.
+        scale: For "table": by how much rounds are more than usual.
+        only: For "table": these rows; empty: all.
         manner: For "inject": "once" or "lasting"; ``None``: both.
     """
 
@@ -38,6 +43,11 @@ class Options:
     manner: str | None = None
     traced: bool = False
     role: Role | None = None
+    each: bool = False
+    share: tuple[int, int] = (0, 1)
+    batch: int = 1
+    scale: float = 1.0
+    only: tuple[str, ...] = ()
     began: float = field(default_factory=time.monotonic)
 
     def methods(self) -> tuple[StartMethod, ...]:

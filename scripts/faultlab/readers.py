@@ -328,7 +328,7 @@ READERS: Sequence[Reader] = (
     _file_reader("cgroup numbers", _NUMBERS, files.parse_number),
     _file_reader("io.stat", _IO, files.parse_io),
     _file_reader("pressure", _PRESSURE, files.parse_pressure),
-    Reader("packets", _one_of(_PACKETS), _read_packet, (EOFError,), _MIDDLE),
+    Reader("packets", _one_of(_PACKETS), _read_packet, (EOFError, MemoryError), _MIDDLE),
     Reader("records", _make_record, _read_record, (TransferError,), _MIDDLE),
     Reader("plain values", _one_of(_PLAIN), lambda data, _: _ignore(decode(data)), (TransferError,), _MIDDLE),
     Reader(
