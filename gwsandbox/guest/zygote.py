@@ -61,7 +61,7 @@ def run_zygote(
     limits: Mapping[int, tuple[int, int]],
     why_no_pid_namespace: str = "",
 ) -> NoReturn:
-    """Become the zygote. Comes back in the guests only, which do not come back.
+    """Become the zygote; its exit code is the errno that ended it. Comes back in the guests only, which never return.
 
     Args:
         control: The zygote's end of the socket.
@@ -70,17 +70,19 @@ def run_zygote(
         limits: Resource limits of the caller, by number, which guests get back.
         why_no_pid_namespace: Why this process is in no PID namespace of the run's own, where it is to be.
     """
+    code = 0
     try:
         setup = _get_ready(control, options, limits, why_no_pid_namespace)
         _serve(control, inherited_tasks, setup)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is to be said
+        code = errno_of(error) or errno.EIO
         if not is_not_now(error):
             traceback.print_exc()
         if options.hardening.require:
             _say_held(control, dict.fromkeys(options.hardening.mechanisms(), f"not: {error}"))
-        _refuse_one(control, NOT_READY + (errno_of(error) or errno.EIO))
+        _refuse_one(control, NOT_READY + code)
     finally:
-        os._exit(1)
+        os._exit(code)
 
 
 def _get_ready(

@@ -312,22 +312,24 @@ def send(end: _socket.socket, packet: Packet) -> Sent:
         BrokenPipeError: The other end is gone.
         OSError: The kernel refuses it for another reason, which does not pass.
     """
+    refused = send_or_errno(end, packet)
+    if not refused:
+        return Sent.DONE
+    return Sent.FULL if refused == errno.EAGAIN else Sent.LATER
+
+
+def send_or_errno(end: _socket.socket, packet: Packet) -> int:
+    """As ``send``; 0 where it is sent, else why the kernel cannot take it now."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", packet.descriptors))]
     try:
         end.sendmsg([packet.data], rights if packet.descriptors else (), _SEND_FLAGS)
-    except BlockingIOError:
-        return Sent.FULL
     except OSError as error:
-        return _why_not_sent(error)
-    return Sent.DONE
-
-
-def _why_not_sent(error: OSError) -> Sent:
-    if error.errno in NOT_NOW:
-        return Sent.LATER
-    if error.errno in GONE:
-        raise BrokenPipeError(error.errno, os.strerror(error.errno)) from error
-    raise error
+        if error.errno in NOT_NOW:
+            return error.errno or errno.EAGAIN
+        if error.errno in GONE:
+            raise BrokenPipeError(error.errno, os.strerror(error.errno)) from error
+        raise
+    return 0
 
 
 class Channel:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from gwsandbox.backends.base import Backend, limit_resources
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.birth import LARGEST_WORK, NOT_READY
-from gwsandbox.ipc.channel import Order, Packet, Sent
+from gwsandbox.ipc.channel import Order, Packet
 from gwsandbox.ipc.output_store import OutputStore
 from gwsandbox.linux.errnos import Patience, is_not_now
 from gwsandbox.model.errors import SandboxError
@@ -169,17 +169,17 @@ class Launcher:
     def _zygote_died(self) -> None:
         """Its pidfd says so. What it answered before is still to be read."""
         self.take_answers()
-        unread = 0 if self._zygote is None else self._zygote.unread_errno
+        zygote = self._zygote
         self._close_zygote()
         if not self._is_confined and self._options.hardening.require:
             self._note_confinement({})  # somebody waits to hear of it
-        self._lose_births(unread)
+        self._lose_births(0 if zygote is None else zygote.failure_errno)
 
-    def _lose_births(self, unread: int) -> None:
+    def _lose_births(self, why: int) -> None:
         """Guests that the zygote had not answered for would wait for ever: others take their place.
 
         Args:
-            unread: The errno with which its answer could not be read, or 0.
+            why: The errno that ended it, or 0.
         """
         self._lost += 1
         self._next_wake = None
@@ -194,8 +194,8 @@ class Launcher:
             if self._lost < _LOST_IN_A_ROW:
                 self._requeue(order)
             else:
-                step = "fork guest: the zygote process was killed again and again"
-                self._refuse(order, SandboxError(step, errno=unread))
+                step = "fork guest: the zygote process ended again and again"
+                self._refuse(order, SandboxError(step, errno=why))
 
     # --- moments ------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class Launcher:
             return
         attempt, packet = self._held
         try:
-            sent = self._zygote.send(packet)
+            refused = self._zygote.send(packet)
         except BrokenPipeError:
             return  # its pidfd tells, and then the order is tried once more
         except OSError as error:
@@ -257,21 +257,21 @@ class Launcher:
             self.abandon(attempt)
             self._refuse(attempt.order, error)
             return
-        self._watch_zygote(for_room=sent is Sent.FULL)
-        if sent is Sent.DONE:
+        self._watch_zygote(for_room=refused == errno.EAGAIN)
+        if not refused:
             self._held = None
             attempt.asked()
             self.starting.append(attempt)
         if self._next_wake is None:
             self._expect_answers()
             self._send_patience.renew()
-        if sent is Sent.LATER:
-            self._send_later(attempt)
+        if refused not in {0, errno.EAGAIN}:
+            self._send_later(attempt, refused)
 
-    def _send_later(self, attempt: Attempt) -> None:
+    def _send_later(self, attempt: Attempt, refused: int) -> None:
         """The kernel has no memory for the request now. What lasts for seconds does not pass: then the order fails."""
         try:
-            self._send_patience.bear(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
+            self._send_patience.bear(OSError(refused, os.strerror(refused)))
         except OSError as error:
             self._held = None
             self.abandon(attempt)

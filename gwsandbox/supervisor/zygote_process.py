@@ -14,7 +14,7 @@ from typing import NoReturn
 from gwsandbox.guest import pid_namespace
 from gwsandbox.guest.zygote import run_zygote
 from gwsandbox.ipc.birth import ANSWER, CREDENTIALS, REQUEST, ROLES, unpack_held
-from gwsandbox.ipc.channel import Packet, Sent, send
+from gwsandbox.ipc.channel import Packet, send_or_errno
 from gwsandbox.linux.errnos import errno_of, is_not_now
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
@@ -32,7 +32,7 @@ class ZygoteProcess:
         pidfd: That tells when it is dead.
         init: The first process of its PID namespace, where it has one of its own, else 0. It is to outlive the zygote,
             as guests do.
-        unread_errno: With which an answer of it could not be read, so that it was killed; 0 where all could.
+        failure_errno: Why it ended, where one of its calls failed, or an answer of it could not be read; else 0.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ZygoteProcess:
         Raises:
             OSError: The kernel refused.
         """
-        self.unread_errno = 0
+        self.failure_errno = 0
         # Each message is a packet, so that its descriptors cannot be taken for another's.
         self._socket, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as undo:
@@ -108,13 +108,13 @@ class ZygoteProcess:
         head = REQUEST.pack(number, data_limit, is_command, mask, slot)
         return Packet(head + work, tuple(present))
 
-    def send(self, packet: Packet) -> Sent:
-        """Send a request.
+    def send(self, packet: Packet) -> int:
+        """Send a request; 0 where it is sent, else the errno with which the kernel cannot take it now.
 
         Raises:
             BrokenPipeError: The zygote is gone. OSError: The kernel refuses the request for good.
         """
-        return send(self._socket, packet)
+        return send_or_errno(self._socket, packet)
 
     def answer(self) -> int | dict[str, str] | None:
         """The next answer: the pid of a guest, which waits for its time, or minus an errno. ``None``: there is none.
@@ -127,7 +127,7 @@ class ZygoteProcess:
             return None
         except OSError as error:
             if is_not_now(error):
-                self.unread_errno = errno_of(error)
+                self.failure_errno = errno_of(error)
                 self.kill()  # or the answer that cannot be read would wake us without end: another takes its place
             return None  # where it is gone, its pidfd tells
         if len(data) < ANSWER.size:
@@ -155,7 +155,9 @@ class ZygoteProcess:
         poll.register(self.pidfd, select.POLLIN)
         if not poll.poll(seconds * 1000):
             return False
-        os.waitpid(self.pid, os.WNOHANG)
+        _, status = os.waitpid(self.pid, os.WNOHANG)
+        if os.WIFEXITED(status):
+            self.failure_errno = self.failure_errno or os.WEXITSTATUS(status)
         return True
 
     def close(self) -> None:
