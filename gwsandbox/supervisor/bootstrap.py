@@ -19,7 +19,8 @@ from typing import NamedTuple, NoReturn
 from gwsandbox.backends.base import Backend
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.rlimit import RlimitBackend
-from gwsandbox.ipc.channel import PACKET, Channel, Ended, Message, Sent, pack, send
+from gwsandbox.ipc.channel import PACKET, Ended, Message, Sent, pack, send
+from gwsandbox.ipc.channel_end import Channel
 from gwsandbox.linux import confine, descriptors, syscalls, unpatched
 from gwsandbox.linux.errnos import errno_of
 from gwsandbox.model.errors import SandboxError

@@ -10,7 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from gwsandbox.ipc.channel import Cancel, Channel, Message, Order, Report, Sent, Signal
+from gwsandbox.ipc.channel import Cancel, Message, Order, Report, Sent, Signal
+from gwsandbox.ipc.channel_end import Channel
 from gwsandbox.linux.errnos import Patience
 from gwsandbox.model.result import Outcome
 from gwsandbox.model.verdict import NEVER_STARTED

@@ -12,22 +12,21 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, limit_resources
 from gwsandbox.ipc import call, record
-from gwsandbox.ipc.birth import LARGEST_WORK, NOT_READY
+from gwsandbox.ipc.birth import LARGEST_WORK
 from gwsandbox.ipc.channel import Order, Packet
-from gwsandbox.ipc.output_store import OutputStore
 from gwsandbox.linux.errnos import Patience, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 from gwsandbox.supervisor.attempt import Attempt
 from gwsandbox.supervisor.event_loop import EventLoop
-from gwsandbox.supervisor.output import Budget, OutputPipe
+from gwsandbox.supervisor.output import output_pipes
 from gwsandbox.supervisor.reserve import Reserve
-from gwsandbox.supervisor.zygote_process import ZygoteProcess
+from gwsandbox.supervisor.zygote_process import ZygoteProcess, not_born
 
 _BIRTH_SECONDS = 0.5  # after which the zygote is continued, in case somebody has stopped it
 _BIRTH_LIMIT = 20.0  # seconds after which a zygote that answers nothing is killed
@@ -311,7 +310,8 @@ class Launcher:
             undo.callback(self.release, attempt)
             attempt.room_is_limited = self._reserve.limits_room
             undo.callback(attempt.asked)
-            for pipe in _output_pipes(attempt, pass_through=self._options.pass_through):
+            limit, passes = requested.get("output"), self._options.pass_through
+            for pipe in output_pipes(limit, is_command=attempt.is_command, pass_through=passes):
                 undo.callback(pipe.close)
                 attempt.outputs.append(pipe)
             packet = self._request(attempt, task)
@@ -380,7 +380,7 @@ class Launcher:
         order = attempt.order
         try:
             if pid < 0:
-                raise _not_born(-pid)  # noqa: TRY301 - as the others
+                raise not_born(-pid)  # noqa: TRY301 - as the others
             attempt.pid = pid
             attempt.pidfd = self._reserve.use(functools.partial(os.pidfd_open, pid))
             for pipe in attempt.outputs:
@@ -427,21 +427,3 @@ class Launcher:
         self.abandoned = left
         self._next_clearing = time.monotonic() + self._clear_after if left else None
         self._clear_after = min(self._clear_after * 2, _CLEAR_SECONDS[1])
-
-
-def _not_born(number: int) -> SandboxError:
-    """Why the zygote forked no guest."""
-    if number >= NOT_READY:
-        return SandboxError("start zygote", errno=number - NOT_READY, remedy="see stderr, or the journal")
-    return SandboxError("fork guest", errno=number, remedy="see ulimit -u and the cgroup's pids.max")
-
-
-def _output_pipes(attempt: Attempt, *, pass_through: bool) -> Iterator[OutputPipe]:
-    """Pipes for stdout and stderr, where the guest does not write to the caller's own."""
-    budget, store = Budget(attempt.requested.get("output")), OutputStore()
-    if attempt.is_command and not pass_through:
-        targets: tuple[int | None, ...] = (None, None)
-    else:
-        targets = (1, 2) if "output" in attempt.requested else ()
-    for number, target in enumerate(targets):
-        yield OutputPipe(number, budget, store, target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
+from collections.abc import Iterator
 
 from gwsandbox.ipc.output_store import PLACES, OutputStore
 
@@ -137,3 +138,19 @@ class OutputPipe:
         for fd in fds:
             if fd is not None and fd >= 0:
                 os.close(fd)
+
+
+def output_pipes(limit: float | None, *, is_command: bool, pass_through: bool) -> Iterator[OutputPipe]:
+    """Pipes for stdout and stderr, where the guest does not write to the caller's own.
+
+    Args:
+        limit: Bytes that both may write together; ``None`` is no limit.
+        is_command: Whether the guest is a program, whose output is kept.
+        pass_through: Whether it is passed on instead.
+    """
+    budget, store = Budget(limit), OutputStore()
+    targets: tuple[int | None, ...] = (None, None)
+    if not is_command or pass_through:
+        targets = () if limit is None else (1, 2)
+    for number, target in enumerate(targets):
+        yield OutputPipe(number, budget, store, target)

@@ -61,7 +61,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend, Counters
-from gwsandbox.ipc.channel import Begun, Cancel, Channel, Confined, Ended, Order
+from gwsandbox.ipc.channel import Begun, Cancel, Confined, Ended, Order
+from gwsandbox.ipc.channel_end import Channel
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED

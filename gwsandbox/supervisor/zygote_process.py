@@ -13,9 +13,10 @@ from typing import NoReturn
 
 from gwsandbox.guest import pid_namespace
 from gwsandbox.guest.zygote import run_zygote
-from gwsandbox.ipc.birth import ANSWER, CREDENTIALS, REQUEST, ROLES, unpack_held
+from gwsandbox.ipc.birth import ANSWER, CREDENTIALS, NOT_READY, REQUEST, ROLES, unpack_held
 from gwsandbox.ipc.channel import Packet, send_or_errno
 from gwsandbox.linux.errnos import errno_of, is_not_now
+from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.task import Command, Task
 
@@ -187,3 +188,10 @@ def _fork(start: Callable[..., NoReturn], *, isolated: bool) -> tuple[int, int]:
     if pid == 0:
         start(why_alone=why)
     return pid, 0
+
+
+def not_born(number: int) -> SandboxError:
+    """Why the zygote forked no guest."""
+    if number >= NOT_READY:
+        return SandboxError("start zygote", errno=number - NOT_READY, remedy="see stderr, or the journal")
+    return SandboxError("fork guest", errno=number, remedy="see ulimit -u and the cgroup's pids.max")

@@ -32,7 +32,8 @@ from gwsandbox.cli.map.report_rows import ReportRows
 from gwsandbox.cli.messages import Failure
 from gwsandbox.ipc import channel, record
 from gwsandbox.ipc.birth import pack_held, unpack_held
-from gwsandbox.ipc.channel import Channel, Order, Report
+from gwsandbox.ipc.channel import Order, Report
+from gwsandbox.ipc.channel_end import Channel
 from gwsandbox.ipc.plain import decode
 from gwsandbox.ipc.plain_encoder import encode
 from gwsandbox.model.errors import TransferError

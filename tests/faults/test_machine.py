@@ -176,8 +176,9 @@ with ProcessManager(1, backend="cgroup") as manager:
     manager._feed()
     os.read(reader, 1)
     print("holds", flush=True)
+    (held,) = manager.as_completed()
     manager.queue_task(Task(abs, (-1,)))
-held, after = manager.task_results
+(after,) = manager.task_results
 print(json.dumps([held.outcome.name, held.detail, after.outcome.name]), flush=True)
 """
 
@@ -199,7 +200,7 @@ def test_a_limit_that_systemd_lowers_above_a_run_is_no_limit_of_the_task() -> No
 
 def in_a_scope(manager: ProcessManager) -> str:
     """Let a run that has not begun be in a scope of systemd's; the name of the scope, once it has."""
-    manager._backend = CgroupBackend()
+    manager._parameters.backend = CgroupBackend()
     return os.path.basename(os.path.dirname(run_group(manager)))
 
 

@@ -22,7 +22,6 @@ from gwsandbox.ipc.channel import (
     ANCILLARY,
     LOST,
     PACKET,
-    Channel,
     Ended,
     Order,
     Received,
@@ -31,6 +30,7 @@ from gwsandbox.ipc.channel import (
     Signal,
     Started,
 )
+from gwsandbox.ipc.channel_end import Channel
 
 
 class Pair:
