@@ -267,6 +267,8 @@ def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
     length, and make a file of that length without a page in it: what is not backed by memory that it was
     charged for is not believed.
 
+    It can be called again after it has failed.
+
     Raises:
         OSError: It cannot be read or sealed. EPERM: its guest has sealed it. EBUSY: somebody outside of the sandbox
             has it mapped for writing.
@@ -275,8 +277,9 @@ def inspect(fd: int) -> tuple[Delivery, bytes, bool]:
     delivery, length = _claim(fd, record)
     if length <= INLINE:
         return delivery, record[:length], True
-    os.ftruncate(fd, length)
-    fcntl.fcntl(fd, syscalls.F_ADD_SEALS, syscalls.F_SEAL_ALL)
+    if os.fstat(fd).st_size != length or fcntl.fcntl(fd, syscalls.F_GET_SEALS) != syscalls.F_SEAL_ALL:
+        os.ftruncate(fd, length)
+        fcntl.fcntl(fd, syscalls.F_ADD_SEALS, syscalls.F_SEAL_ALL)
     if _claim(fd, os.pread(fd, _HEAD.size, 0)) != (delivery, length):
         return Delivery.NOTHING, b"", True
     return delivery, b"", False

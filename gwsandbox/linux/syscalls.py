@@ -22,7 +22,7 @@ CLONE_CHILD_CLEARTID = 0x0020_0000
 CLONE_CHILD_SETTID = 0x0100_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
 
-F_ADD_SEALS = 1033  # include/uapi/linux/fcntl.h
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034  # include/uapi/linux/fcntl.h
 F_SEAL_ALL = 0x000F  # SEAL | SHRINK | GROW | WRITE
 
 # __NR_clone differs between architectures: include/uapi/asm-generic/unistd.h, and x86_64's own table.

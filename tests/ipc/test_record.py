@@ -253,6 +253,12 @@ def test_a_large_record_is_sealed_before_it_is_believed(memfd: int) -> None:
         os.ftruncate(memfd, 0)
 
 
+def test_a_large_record_can_be_looked_at_again(memfd: int) -> None:
+    """Where the kernel had no memory for the end of the first look."""
+    record.write_value(memfd, os.urandom(2 * record.INLINE))
+    assert record.inspect(memfd) == record.inspect(memfd) == (Delivery.VALUE, b"", False)
+
+
 def test_a_record_that_its_guest_has_sealed(memfd: int) -> None:
     record.write_value(memfd, os.urandom(2 * record.INLINE))
     os.ftruncate(memfd, 10 * record.INLINE)
