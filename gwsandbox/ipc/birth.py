@@ -15,8 +15,8 @@ REQUEST = struct.Struct("=QQBBH")
 along, and the guest's slot. What follows is the packed task, where it was queued late and is small."""
 
 ANSWER = struct.Struct("=i")
-"""Pid of the guest, or minus an errno; minus ``NOT_READY`` and an errno of a zygote that could not get ready. From a PID
-namespace the pid comes as ``CREDENTIALS`` too."""
+"""Pid of the guest, or minus an errno; minus ``NOT_READY`` and an errno of a zygote that could not get ready. From a
+PID namespace the pid comes as ``CREDENTIALS`` too."""
 
 CREDENTIALS = struct.Struct("=iII")
 """struct ucred (unix(7)): pid, uid and gid, which the kernel translates for who receives them."""
