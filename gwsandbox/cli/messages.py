@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from gwsandbox.backends.choose import rlimit_degrades
 from gwsandbox.model.errors import DegradedWarning, SandboxError
 from gwsandbox.model.hardening import ENFORCED, OPTIONAL_MECHANISMS
 from gwsandbox.model.limits import OPTIONS, Limits
@@ -113,6 +112,8 @@ def degradation_as_message(limits: Limits) -> Iterator[None]:
 
 
 def _degraded(limits: Limits) -> list[str]:
+    from gwsandbox.backends.choose import rlimit_degrades
+
     return [f"{OPTIONS[name]}: {why}" for name, why in sorted(rlimit_degrades(limits).items())]
 
 

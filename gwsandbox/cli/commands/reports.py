@@ -57,9 +57,10 @@ def report(
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports instead.")] = False,
 ) -> None:
-    """Make a page with pictures, or tables, of a report that run, map or the service has written.
+    """Make a page with pictures, or tables, of a report.
 
-    The page is one file, and opens without a network. It needs the extra gwsandbox[report].
+    FILE.jsonl is what --report of run or map, or the service, has written. The page is one file, and opens
+    without a network. It needs the extra gwsandbox[report].
 
     Exit code: 0 done, 125 gwsandbox itself failed.
     """
@@ -106,9 +107,10 @@ def learn(  # noqa: PLR0917 - Typer calls it, by keyword
     backend: Backend = "auto",
     workers: Workers = 0,
 ) -> None:
-    """Propose limits from what tasks were measured to use: as options, as a profile, and as lines of a unit.
+    """Propose limits from what tasks were measured to use.
 
-    Each has headroom, and says of which task and by which measurement it is.
+    They come as options, as a profile, and as lines of a unit. Each has headroom, and says of which task and
+    by which measurement it is.
 
     Exit code: 0 done, 125 nothing succeeded, or gwsandbox itself failed.
     """
