@@ -20,6 +20,7 @@ from gwsandbox.cli.map.options import (
     OutputOptions,
     ReportOptions,
     Request,
+    TotalMemory,
     Workers,
 )
 from gwsandbox.cli.messages import failures_as_messages
@@ -60,6 +61,7 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
         typer.Option(metavar="TEMPLATE", help="Run this on each, without a shell: 'convert {input} {output}'."),
     ] = None,
     workers: Workers = 0,
+    total_memory: TotalMemory = None,
     grace: Grace = None,
 ) -> None:
     """Run a function or program on each file.
@@ -87,6 +89,7 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
         backend=backend,
         grace=grace,
         workers=workers,
+        total_memory=total_memory or 0,
         inputs=inputs,
         outputs=outputs,
         report=report,

@@ -22,7 +22,7 @@ from gwsandbox.cli.messages import Failure, detail, is_quiet, is_verbose, note, 
 from gwsandbox.cli.plan import limit_lines, print_plan
 from gwsandbox.cli.signals import SignalQueue, Stopped, StopSignals
 from gwsandbox.model.limits import Limits
-from gwsandbox.model.text import shown
+from gwsandbox.model.text import format_size, shown
 from gwsandbox.report.make import write_whole
 from gwsandbox.report.page import check_plotting, make_page
 from gwsandbox.report.rows import read_rows, title_of
@@ -107,7 +107,14 @@ def _workers(request: Request) -> int:
 
 def _limits(request: Request) -> Limits:
     is_captured = request.command is not None
-    return with_defaults(request.limits, workers=_workers(request), is_captured=is_captured, prefix=PREFIX)
+    total = request.total_memory
+    limits = with_defaults(
+        request.limits, workers=_workers(request), is_captured=is_captured, prefix=PREFIX, total_memory=total
+    )
+    if total and (memory := limits.requested().get("memory", 0)) > total:
+        fits = f"does not fit under --total-memory {format_size(total)}, so no task could start"
+        raise Failure(f"a memory limit of {format_size(memory)} {fits}; lower --memory, or raise --total-memory")
+    return limits
 
 
 def _target(request: Request) -> tuple[Target, list[str]]:

@@ -12,6 +12,7 @@ import typer
 from gwsandbox.cli.option_groups import group_of
 from gwsandbox.cli.options import BackendName, ChosenLimits, check_workers
 from gwsandbox.model.hardening import Hardening
+from gwsandbox.model.limits import parse_size
 from gwsandbox.model.result import Outcome
 
 _FACTOR = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)x?", re.ASCII)
@@ -27,6 +28,13 @@ def _outcomes(text: str) -> frozenset[Outcome]:
         if name not in known:
             raise typer.BadParameter(f"{name!r} is no outcome after which to try again; these are: {', '.join(known)}")
     return frozenset(Outcome[name] for name in names)
+
+
+def _total_memory(text: str) -> int:
+    try:
+        return parse_size(text, "--total-memory")
+    except ValueError as error:
+        raise typer.BadParameter(str(error).partition(": ")[2]) from error
 
 
 def _factor(text: str) -> float:
@@ -175,6 +183,17 @@ Workers = Annotated[
         help="Tasks at a time. Default: one per CPU.",
     ),
 ]
+TotalMemory = Annotated[
+    Any,
+    typer.Option(
+        "--total-memory",
+        metavar="SIZE",
+        parser=_total_memory,
+        show_default=False,
+        rich_help_panel="Limits",
+        help="Memory of all tasks at a time: 4GiB. A task starts only when its own limit fits under it.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +207,7 @@ class Request:
     backend: BackendName
     grace: float | None
     workers: int
+    total_memory: int = 0
     inputs: InputOptions
     outputs: OutputOptions
     report: ReportOptions
