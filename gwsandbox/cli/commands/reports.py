@@ -8,7 +8,7 @@ import typer
 
 from gwsandbox.cli.hardening_options import HARDENING
 from gwsandbox.cli.help import HelpCommand
-from gwsandbox.cli.map.options import Workers
+from gwsandbox.cli.learn_options import LEARN, LearnOptions
 from gwsandbox.cli.messages import failures_as_messages
 from gwsandbox.cli.option_groups import with_option_groups
 from gwsandbox.cli.options import LIMITS, Backend, ChosenLimits
@@ -89,23 +89,12 @@ def why(
         raise typer.Exit(explain_report(report, file))
 
 
-def learn(  # noqa: PLR0917 - Typer calls it, by keyword
+def learn(
+    options: Annotated[LearnOptions, LEARN],
     limits: Annotated[ChosenLimits, LIMITS],
     hardening: Annotated[Hardening, HARDENING],
     command: Annotated[list[str] | None, typer.Argument(metavar="[--] COMMAND [ARG]...", show_default=False)] = None,
-    over: Annotated[
-        list[str] | None,
-        typer.Option("--over", metavar="PATH", help="File or folder for {input} in COMMAND; can be repeated."),
-    ] = None,
-    sample: Annotated[
-        int, typer.Option("--sample", metavar="N", min=1, help="So many files of them, taken by chance.")
-    ] = 20,
-    report: Annotated[
-        str | None, typer.Option("--report", metavar="FILE", help="Run nothing: learn from this report.")
-    ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the profile.")] = "learned",
     backend: Backend = "auto",
-    workers: Workers = 0,
 ) -> None:
     """Propose limits from what tasks were measured to use.
 
@@ -117,18 +106,8 @@ def learn(  # noqa: PLR0917 - Typer calls it, by keyword
     from gwsandbox.cli.learn import LearnRequest
     from gwsandbox.cli.learn import learn as run_sample
 
-    if (report is None) == (not command):
+    if (options.report is None) == (not command):
         raise typer.BadParameter("give COMMAND or --report FILE", param_hint="COMMAND")
-    request = LearnRequest(
-        command=command or (),
-        over=over or (),
-        sample=sample,
-        source=report,
-        name=name,
-        limits=limits,
-        hardening=hardening,
-        backend=backend,
-        workers=workers,
-    )
+    request = LearnRequest(command=command or (), options=options, limits=limits, hardening=hardening, backend=backend)
     with failures_as_messages("gwsandbox learn: "):
         raise typer.Exit(run_sample(request))

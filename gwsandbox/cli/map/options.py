@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gwsandbox.cli.option_groups import group_of
-from gwsandbox.cli.options import BackendName, ChosenLimits, check_workers
+from gwsandbox.cli.options import Backend, ChosenLimits, Grace, check_workers
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import parse_size
 from gwsandbox.model.result import Outcome
@@ -176,6 +176,7 @@ FAILURES = group_of(FailureOptions, "Failures")
 Workers = Annotated[
     int,
     typer.Option(
+        "--workers",
         metavar="N",
         min=0,
         callback=check_workers,
@@ -197,19 +198,44 @@ TotalMemory = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOptions:
+    """What is done to each input, by how many at a time, and what holds limits."""
+
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--command", metavar="TEMPLATE", help="Run this on each, without a shell: 'convert {input} {output}'."
+        ),
+    ] = None
+    workers: Workers = 0
+    total_memory: TotalMemory = 0
+    backend: Backend = "auto"
+    grace: Grace = None
+
+
+WORK = group_of(WorkOptions, "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments and options of the command line; ``take_row`` gets the row of each input."""
+    """The arguments and options of the command line; ``take_row`` gets the row of each input.
+
+    Raises:
+        typer.BadParameter: No input is named.
+    """
 
     arguments: Sequence[str]
-    command: str | None
+    work: WorkOptions
     limits: ChosenLimits
     hardening: Hardening
-    backend: BackendName
-    grace: float | None
-    workers: int
-    total_memory: int = 0
     inputs: InputOptions
     outputs: OutputOptions
     report: ReportOptions
     failures: FailureOptions
     take_row: Callable[[dict[str, Any]], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs.null and "-" not in self.arguments:
+            object.__setattr__(self, "arguments", (*self.arguments, "-"))
+        if len(self.arguments) < (1 if self.work.command else 2):
+            raise typer.BadParameter("name at least one file or folder", param_hint="INPUT")

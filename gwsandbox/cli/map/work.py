@@ -74,7 +74,7 @@ class Run:
         request = self.request
         order = {id(file): number for number, file in enumerate(self.todo)} if request.outputs.keep_order else None
         with (
-            degradation_as_message(request.limits.asked, has_total=request.total_memory > 0),
+            degradation_as_message(request.limits.asked, has_total=request.work.total_memory > 0),
             Display(len(self.todo), suspensions, self._row_of) as display,
             self._manager(display) as manager,
             signals.until_clean_up(),
@@ -88,13 +88,13 @@ class Run:
     def _manager(self, display: Display) -> ProcessManager:
         request = self.request
         return ProcessManager(
-            request.workers,
+            request.work.workers,
             limits=self.limits,
             hardening=request.hardening,
             preload=self.target.preload,
-            backend=request.backend,
-            total_memory=request.total_memory,
-            _grace_seconds=request.grace or 0.0,
+            backend=request.work.backend,
+            total_memory=request.work.total_memory,
+            _grace_seconds=request.work.grace or 0.0,
             _wait=display.wait,
             _says_begins=is_live(),
         )
@@ -114,7 +114,7 @@ class Run:
     def _task(self, pending: PendingInput) -> Task | Command:
         """The next attempt at an input."""
         own = limits_of_attempt(
-            pending.attempt, self.limits, self.request.failures, self.request.total_memory or LARGEST_SIZE
+            pending.attempt, self.limits, self.request.failures, self.request.work.total_memory or LARGEST_SIZE
         )
         pending.limits = self.limits.overridden_by(own)
         if self.outputs is not None:
@@ -170,7 +170,7 @@ class Run:
 
     def _warn_not_held(self, result: TaskResult, display: Display) -> None:
         # With "auto" and "rlimit" a DegradedWarning has named them.
-        if (self.request.backend, result.enforcement.backend) != ("auto", "rlimit"):
+        if (self.request.work.backend, result.enforcement.backend) != ("auto", "rlimit"):
             for line in not_held(self.request.limits.asked, result.enforcement):
                 display.line(PREFIX + line)
         for line in not_hardened(result.enforcement):
