@@ -208,9 +208,13 @@ class WorkOptions:
         ),
     ] = None
     workers: Workers = 0
-    total_memory: TotalMemory = 0
+    total_memory: TotalMemory = None
     backend: Backend = "auto"
     grace: Grace = None
+
+    def __post_init__(self) -> None:
+        if self.total_memory is None:  # Typer would parse a 0
+            object.__setattr__(self, "total_memory", 0)
 
 
 WORK = group_of(WorkOptions, "")
