@@ -17,6 +17,8 @@ Five kinds of processes take part::
   their pipes, the "populated" event of their cgroups, the caller's pidfd, and the nearest deadline. Nothing is
   polled but what has no event: CPU time, and without cgroups memory.
 * The **zygote** (``guest/zygote.py``) forks the guests, into the sandboxes that the supervisor has opened for them.
+  Where guests see only what they are given, both are in a PID namespace (``guest/pid_namespace.py``), whose first
+  process reaps what is left there. The supervisor is outside, and their parent all the same.
 * A **guest** (``guest/child.py``) is a fresh process. It comes as far as the task's first instruction and waits there
   for its time, while others run. Its record (``ipc/record.py``) goes into a memfd that is passed on to the
   caller unread.
