@@ -18,6 +18,7 @@ import time
 
 from gwsandbox.backends.cgroup import files, subtree
 from gwsandbox.backends.cgroup.delegation import RUN_NAME, DelegatedRoot
+from gwsandbox.linux.locks import try_lock
 from gwsandbox.linux.procfs import start_time
 from gwsandbox.model.errors import CgroupError
 
@@ -202,12 +203,9 @@ def _is_left_over(root: str, name: str) -> bool:
     except OSError:  # another user's, or just removed
         return False
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(folder, fcntl.LOCK_EX)
     finally:
         os.close(folder)
-    return True
 
 
 def sweep(root: str) -> list[str]:
