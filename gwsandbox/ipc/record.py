@@ -323,14 +323,10 @@ def read_inline(record: bytes, load: Load = pickling.load) -> Any:
 
 
 def read_descriptor(fd: int, load: Load = pickling.load) -> Any:
-    """The value, or the ``Raised``, of a large record; the descriptor stays open.
-
-    Args:
-        fd: The descriptor.
-        load: Makes the value of its bytes.
+    """The value, or the ``Raised``, of a large record in ``fd``, which stays open; else as ``read_inline``.
 
     Raises:
-        TransferError: No value can be made of it.
+        TransferError: No value can be made of it, or there is no memory for it.
     """
     head = fitting(lambda: os.pread(fd, _HEAD.size, 0))
     if head[4] & _BYTES_VALUE:

@@ -57,13 +57,9 @@ class CallerLink:
     ) -> None:
         self.orders: deque[Order] = deque()
         self.is_closed = False
-        self._channel = channel
-        self._caller = caller
-        self._loop = loop
-        self._reserve = reserve
-        self._closed = closed
-        self._signalled = signalled
-        self._cancelled = cancelled
+        self._channel, self._caller = channel, caller
+        self._loop, self._reserve = loop, reserve
+        self._closed, self._signalled, self._cancelled = closed, signalled, cancelled
         self._mask = 0
         self._resend_at: float | None = None
         self._receive_at: float | None = None

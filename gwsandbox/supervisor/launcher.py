@@ -70,10 +70,8 @@ class Launcher:
         self._backend = backend
         self._inherited_tasks = inherited_tasks
         self._options = options
-        self._loop = loop
-        self._reserve = reserve
-        self._refuse = refuse
-        self._requeue = requeue
+        self._loop, self._reserve = loop, reserve
+        self._refuse, self._requeue = refuse, requeue
         self._note_confinement = note_confinement
         self._is_confined = False
         self._zygote: ZygoteProcess | None = None
