@@ -24,7 +24,7 @@ import features
 from support import EMULATED, MARK, PACE, SLOW, BackendName, alarm, examples
 
 from gwsandbox.backends.cgroup import delegation
-from gwsandbox.linux import procfs, systemd_scope
+from gwsandbox.linux import descriptors, procfs, systemd_scope
 from gwsandbox.model.errors import CgroupError
 
 # A shell without job control ignores these for what it starts in the background, and nohup SIGHUP: whatever we start
@@ -182,9 +182,9 @@ def _cgroups() -> list[str]:
 
 def _descriptors() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for fd in descriptors.open_descriptors():
         with contextlib.suppress(FileNotFoundError):  # the one that lists them
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
 
 

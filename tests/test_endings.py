@@ -90,7 +90,7 @@ def test_the_caller_and_the_supervisor_are_killed_at_once(backend: BackendName) 
             assert watched.living_after(1.0 * SLOW) == set()
 
 
-def test_the_supervisor_and_the_keeper_are_killed_at_once(backend: BackendName) -> None:
+def test_the_supervisor_and_the_reaper_are_killed_at_once(backend: BackendName) -> None:
     with Program(DRIVER, backend, "fork") as program:
         guests, supervisor, reaper = processes(program)
         mains = {pid for pid in guests if os.getsid(pid) == pid}
@@ -154,11 +154,11 @@ def test_the_supervisor_is_killed(backend: BackendName) -> None:
         assert "the supervisor process ended before its time" in result.detail
 
 
-def test_the_keeper_is_killed(backend: BackendName) -> None:
-    """The supervisor holds the limits all the same."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_supervisor_holds_the_limits_without_its_reaper(backend: BackendName, number: int) -> None:
     results, alive = in_the_middle(
         backend,
-        lambda supervisor, reaper, guests: os.kill(reaper, signal.SIGKILL),
+        lambda supervisor, reaper, guests: os.kill(reaper, number),
         limits=Limits(wall_seconds=0.5 * PACE),
     )
     assert alive == set()
@@ -259,17 +259,7 @@ def test_a_stopped_supervisor_goes_on(backend: BackendName) -> None:
     assert [result.outcome for result in results] == [Outcome.TIMED_OUT] * 6
 
 
-def test_a_stopped_keeper_does_not_hold_up_the_end(backend: BackendName) -> None:
-    results, alive = in_the_middle(
-        backend,
-        lambda supervisor, reaper, guests: os.kill(reaper, signal.SIGSTOP),
-        limits=Limits(wall_seconds=0.5 * PACE),
-    )
-    assert alive == set()
-    assert [result.outcome for result in results] == [Outcome.TIMED_OUT] * 6
-
-
-def test_a_stopped_keeper_and_a_killed_supervisor(backend: BackendName) -> None:
+def test_a_stopped_reaper_and_a_killed_supervisor(backend: BackendName) -> None:
     def act(supervisor: int, reaper: int, guests: set[int]) -> None:
         os.kill(reaper, signal.SIGSTOP)
         os.kill(supervisor, signal.SIGKILL)
