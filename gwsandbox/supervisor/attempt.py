@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -20,6 +21,7 @@ from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.verdict import RESULT_LOST, Delivery, Evidence, Reason, explain, judge
+from gwsandbox.supervisor.event_loop import EventLoop
 from gwsandbox.supervisor.output import OutputPipe
 
 Steps = Generator[tuple[int, int], None, None]
@@ -111,6 +113,18 @@ class Attempt:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             elif self.pid and not self.dead:
                 os.kill(self.pid, signal.SIGKILL)  # nobody else reaps it, so the pid is still its own
+
+    def drain(self, pipe: OutputPipe, loop: EventLoop) -> Steps:
+        """Nobody writes any more: read to the end, and pass all of it on."""
+        pipe.forget(loop)
+        while True:
+            _, exceeded = pipe.read(sys.maxsize)
+            if exceeded and self.reason is None:
+                self.reason = Reason.OUTPUT
+            if pipe.pass_on() and pipe.target is not None:
+                yield pipe.target, select.EPOLLOUT
+            else:
+                return  # if it has not ended now, somebody outside of the sandbox holds the other end
 
     def is_cleared(self) -> bool:
         """Take away what is left of an attempt that comes to nothing; whether all of it is gone. Never waits."""

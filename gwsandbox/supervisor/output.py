@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from gwsandbox.ipc.output_store import PLACES, OutputStore
+from gwsandbox.supervisor.event_loop import EventLoop
 
 _CHUNK = 1 << 16
 _CHUNKS_AT_A_TIME = 16
@@ -103,6 +104,12 @@ class OutputPipe:
                 written = len(self._pending)
             self._pending = self._pending[written:]
         return False
+
+    def forget(self, loop: EventLoop) -> None:
+        """Wait for neither of its ends any more."""
+        loop.forget(self.fd)
+        if self.target is not None:
+            loop.forget(self.target)
 
     def discard(self) -> None:
         """Give up what is pending."""

@@ -58,7 +58,6 @@ import functools
 import os
 import resource
 import select
-import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -374,7 +373,7 @@ class Supervisor:
         elapsed, end_time = time.monotonic() - attempt.started, time.time()
         yield from self._await_emptiness(attempt)
         for pipe in attempt.outputs:
-            yield from self._drain_output(attempt, pipe)
+            yield from attempt.drain(pipe, self._loop)
         del self._attempts[attempt.order.number]
         self._begin_ready()  # the next one works while we take stock of this one
         self._attempts[attempt.order.number] = attempt
@@ -410,7 +409,7 @@ class Supervisor:
 
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
         """Read what is there, and wait for more, or until what came can be passed on."""
-        self._forget_output(pipe)
+        pipe.forget(self._loop)
         more, exceeded = pipe.read()
         if exceeded:
             attempt.end(Reason.OUTPUT)
@@ -421,20 +420,3 @@ class Supervisor:
             self._loop.watch(pipe.target, select.EPOLLOUT, again)
         else:
             self._loop.watch(pipe.fd, select.EPOLLIN, again)
-
-    def _drain_output(self, attempt: Attempt, pipe: OutputPipe) -> Steps:
-        """Nobody writes any more: read to the end, and pass all of it on."""
-        self._forget_output(pipe)
-        while True:
-            _, exceeded = pipe.read(sys.maxsize)
-            if exceeded and attempt.reason is None:
-                attempt.reason = Reason.OUTPUT
-            if pipe.pass_on() and pipe.target is not None:
-                yield pipe.target, select.EPOLLOUT
-            else:
-                return  # if it has not ended now, somebody outside of the sandbox holds the other end
-
-    def _forget_output(self, pipe: OutputPipe) -> None:
-        self._loop.forget(pipe.fd)
-        if pipe.target is not None:
-            self._loop.forget(pipe.target)
