@@ -58,7 +58,7 @@ class ProcessManager:
 
     Raises:
         TypeError, ValueError: A parameter is of the wrong type, negative, NaN, infinite or absurd.
-        CgroupError: ``backend="cgroup"``, and no delegated cgroup v2 can be had; says why and what mends it.
+        CgroupError: ``backend="cgroup"``, and this process gets no delegated cgroup v2; says why and what to do.
     """
 
     def __init__(

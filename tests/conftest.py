@@ -136,7 +136,7 @@ def _is_dead(pid: int) -> bool:
 
 
 def _image(pid: int | str) -> tuple[bytes, ...]:
-    """Where a process's stack and environment start: a fork has them of its parent, an exec draws them anew."""
+    """Where a process's stack and environment start: a fork has those of its parent, an exec draws new ones."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

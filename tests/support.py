@@ -22,7 +22,7 @@ BackendName = Literal["cgroup", "rlimit"]
 
 GIB = 1024**3
 MIB = 1024**2
-MARK = "GWSANDBOX_TEST_ID"  # in the environment of whatever the tests start; tells it from what others start
+MARK = "GWSANDBOX_TEST_ID"  # in the environment of all that the tests start, and of nothing else
 
 
 _QUIET_SECONDS = 0.0015  # what the work below takes on a machine of today that does nothing else

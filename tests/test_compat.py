@@ -201,7 +201,7 @@ runpy.run_path({str(folder / "program.py")!r}, run_name="__main__")
             lines.append(running.line())
         assert running.wait() == 0
         # tqdm makes a lock of multiprocessing's, for which Python 3.14 starts a process that ends a moment after the
-        # program. It holds stderr; so who has read that to its end has waited for it.
+        # program. It holds stderr, so a read of that to its end waits for it.
         with running.process.stderr as bars:
             assert (b"Processing tasks" in bars.read()) == ("tqdm" in program)
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Who is killed, stopped or gone in the middle of things, and that nothing is left of them."""
+"""Processes of ours that are killed, stopped or gone in the middle of a run: nothing is left of them."""
 
 from __future__ import annotations
 
@@ -373,7 +373,7 @@ def test_a_guest_killed_while_it_pickles_its_result(backend: BackendName) -> Non
 
 
 def test_a_guest_killed_while_it_writes_its_result(backend: BackendName) -> None:
-    """It is told apart from one that has written, whatever the moment."""
+    """It is distinguished from one that has written, whatever the moment."""
     outcomes = set()
 
     def killed_soon(number: int) -> bytes:

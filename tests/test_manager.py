@@ -772,7 +772,7 @@ def _has_no_cgroup() -> str:
     return ""
 
 
-@pytest.mark.skipif(not _has_no_cgroup(), reason="cgroup v2 can be had here")
+@pytest.mark.skipif(not _has_no_cgroup(), reason="this host gives cgroup v2")
 def test_auto_falls_back_with_one_warning_that_names_what_is_lost_and_what_mends_it() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -788,7 +788,7 @@ def test_auto_falls_back_with_one_warning_that_names_what_is_lost_and_what_mends
     assert manager.task_results[0].enforcement.backend == "rlimit"
 
 
-@pytest.mark.skipif(not _has_no_cgroup(), reason="cgroup v2 can be had here")
+@pytest.mark.skipif(not _has_no_cgroup(), reason="this host gives cgroup v2")
 def test_cgroup_where_it_cannot_be_had_is_an_error_that_says_why_and_what_mends_it() -> None:
     with pytest.raises(CgroupError) as caught:
         ProcessManager(backend="cgroup")
@@ -877,7 +877,7 @@ def test_a_generator_function_has_no_value_that_could_be_sent(backend: BackendNa
     assert "generator" in result.detail
 
 
-@pytest.mark.skipif(not _has_no_cgroup(), reason="cgroup v2 can be had here")
+@pytest.mark.skipif(not _has_no_cgroup(), reason="this host gives cgroup v2")
 def test_auto_warns_only_of_limits_that_are_held_less_than_fully() -> None:
     fully = Limits(wall_seconds=60, open_files=256)
     with warnings.catch_warnings(record=True) as caught:

@@ -251,7 +251,7 @@ class RlimitSandbox(SandboxWithOrphans):
         for root in self._orphans.roots(self._pid, self._mark):
             if root == self._pid:  # not reaped, so that its number is no other's
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(root, signal.SIGKILL)  # at once, which the kernel makes sure that no fork escapes
+                    os.killpg(root, signal.SIGKILL)  # one call, which no fork escapes
             try:
                 procfs.kill_tree(root)
             except PermissionError:

@@ -100,7 +100,7 @@ class Attempt:
         self.next_check = None if self.next_check is None else self.next_check + seconds
 
     def kill(self) -> None:
-        """Kill all that is in the sandbox, and the guest itself wherever somebody may have moved it."""
+        """Kill all that is in the sandbox, and the guest itself, which another process may have moved out."""
         if self.ended_at is None:
             self.ended_at = time.monotonic()
         self.kill_guest()

@@ -78,7 +78,7 @@ class CallerLink:
     def _caller_died(self) -> None:
         self._loop.forget(self._pidfd)
         self.close_down()
-        self._channel.drop()  # others may hold its end of the socket, which then does not tell
+        self._channel.drop()  # others may hold its end of the socket, which then never ends
 
     def close_down(self) -> None:
         """Take no more orders, and cancel those that wait."""

@@ -71,7 +71,7 @@ class OutputPipe:
     def read(self, chunks: int = _CHUNKS_AT_A_TIME) -> tuple[bool, bool]:
         """Read and pass on what there is; (more may come, more was written than the budget allows).
 
-        At most ``chunks`` of it: who writes as fast as we read would keep us from everything else. Does not
+        At most ``chunks`` of it: a guest that writes as fast as we read would keep us from everything else. Does not
         read while what came before could not be passed on, so that the guest waits as it would.
         """
         while chunks and not self.pass_on():

@@ -1,7 +1,7 @@
 """The reaper: a process between the caller and the supervisor that only waits for the supervisor.
 
 A guest runs as the same user as the supervisor and may stop or kill it. A stopped one would hold no deadline
-any more, so the reaper continues it at once. When it was killed, the reaper kills and removes what it left:
+any more, so the reaper continues it. When it was killed, the reaper kills and removes what it left:
 through its cgroups, and as the subreaper that its orphans are handed to.
 """
 

@@ -34,8 +34,8 @@ counters, the wait status last.
 What may fail
 =============
 
-The loop never blocks: no send, no wait for a peer that somebody may have stopped. A death is learnt by a pidfd, as an
-end-of-file tells nothing while somebody else holds the other end. What a failing step costs:
+The loop never blocks: no send, no wait for a peer that somebody may have stopped. A pidfd announces a death:
+an end-of-file says nothing while another process holds the other end. What a failing step costs:
 
 ===============================================  ===================================================================
 step                                             where it fails
@@ -155,7 +155,7 @@ class Supervisor:
             self._loop.turn(self._seconds_to_wait())
             self._launcher.look(time.monotonic())
         self._launcher.close()
-        # First all cgroups, then the end of the socket: who reads that finds nothing left.
+        # First all cgroups, then the end of the socket: once the caller reads that, nothing is left.
         self._reserve.use(self._backend.destroy)
         self._link.close()
 
@@ -227,7 +227,7 @@ class Supervisor:
                 self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
 
     def _note_confinement(self, held: dict[str, str]) -> None:
-        """Tell the caller what holds the run's hardening; where that is too little, nothing is run."""
+        """Send the caller what holds the run's hardening; where that is too little, nothing is run."""
         required = self._options.hardening.require & self._options.hardening.mechanisms()
         missing = [name for name in sorted(required) if held.get(name) != ENFORCED]
         if not missing:
@@ -352,7 +352,7 @@ class Supervisor:
         self._reserve.use(functools.partial(self._loop.watch, fd, mask, proceed))
 
     def _give_up(self, attempt: Attempt, error: Exception) -> None:
-        """We failed in the middle of an attempt: nothing of it may live on, and the caller is told."""
+        """We failed in the middle of an attempt: nothing of it may live on, and the caller gets a report."""
         if self._attempts.pop(attempt.order.number, None) is None:
             return  # given up already, by a step further inside
         for fd in attempt.descriptors():
@@ -400,7 +400,7 @@ class Supervisor:
             yield remaining, select.EPOLLPRI | select.EPOLLIN
 
     def _take_stock(self, attempt: Attempt, elapsed: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
-        """What the guest used. A result is not lost for it: somebody may have removed the leaf from under us."""
+        """What the guest used. A failure here loses no result: a guest may have removed the leaf."""
         try:
             return self._reserve.use(functools.partial(attempt.sandbox.usage, elapsed, rusage))
         except Exception as error:  # noqa: BLE001 - as said

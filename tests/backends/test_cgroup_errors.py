@@ -263,7 +263,7 @@ has_systemd = pytest.mark.skipif(systemd_scope.why_none() is not None, reason="n
 
 
 def refused_scope(*before: str, env: dict[str, str] | None = None, options: tuple[str, ...] = ()) -> str:
-    """What is said when no scope is to be had."""
+    """The error where systemd gives no scope."""
     done = subprocess.run(
         [*before, sys.executable, *options, "-c", ASKS_FOR_A_SCOPE],
         env=env or environment(),

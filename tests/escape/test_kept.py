@@ -244,7 +244,7 @@ def descriptors() -> list[str]:
 
 
 def test_no_guest_has_the_ruleset(backend: BackendName) -> None:
-    """Who has it can change what later guests may do."""
+    """A process that has it can change what later guests may do."""
     found = run_task(backend, Task(descriptors)).result
     assert not [name for name in found if "landlock" in name], found
     listed = run_task(backend, Command(["/bin/sh", "-c", "readlink /proc/self/fd/*"])).result

@@ -664,7 +664,7 @@ print(result.detail)
 
 
 def test_a_caller_with_few_descriptors_left_gets_an_error_that_says_so(backend: BackendName) -> None:
-    """None of its guests may start, but it is told, and nothing is left."""
+    """None of its guests may start, but it gets an error for each, and nothing is left."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_now = max(int(name) for name in os.listdir("/proc/self/fd"))
     outcomes = []

@@ -73,7 +73,7 @@ class Reply:
 
 
 class TakesAnObject(Exception):
-    """Made anew of its ``args`` it raises an AttributeError."""
+    """Made again from its ``args`` it raises an AttributeError."""
 
     def __init__(self, reply: Reply) -> None:
         self.status = reply.status
@@ -81,7 +81,7 @@ class TakesAnObject(Exception):
 
 
 class MakesItsText(Exception):
-    """Made anew of its ``args`` it says "unknown: unknown: x"."""
+    """Made again from its ``args`` it says "unknown: unknown: x"."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"unknown: {name}")

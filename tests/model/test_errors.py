@@ -1,4 +1,4 @@
-"""Errors say where, why and what mends it, and survive the way between processes."""
+"""Errors say where, why and what helps, and survive the way between processes."""
 
 from __future__ import annotations
 

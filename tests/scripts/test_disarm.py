@@ -1,6 +1,6 @@
 """The content-disarm worker in scripts/examples, over the corpus of real documents and without a sandbox.
 
-What is active in a document is told here by code of its own, which shares nothing with the worker's. It has
+What is active in a document is found here by code of its own, which shares nothing with the worker's. It has
 to find what the originals are known to hold; only then does its silence about the clean ones mean anything.
 """
 

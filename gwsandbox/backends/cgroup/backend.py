@@ -61,7 +61,7 @@ class CgroupBackend(BackendWithOrphans):
         """A backend for this process: its delegated root, or systemd where that can be asked. Changes nothing.
 
         Raises:
-            CgroupError: There is neither; says why and what mends it.
+            CgroupError: There is neither; says why and what to do.
         """
         try:
             return cls(find_root())

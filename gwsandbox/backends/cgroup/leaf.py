@@ -143,7 +143,7 @@ class Leaf(SandboxWithOrphans):
     def kill(self) -> None:
         try:
             run_group.kill(self.cgroup, self.path)
-        finally:  # root, and who owns another cgroup, may have moved processes out of the leaf
+        finally:  # root, and the owner of another cgroup, may have moved processes out of the leaf
             for pid in self._orphans.of(self._mark):
                 procfs.kill_tree(pid)
 

@@ -64,8 +64,8 @@ def check_storage(work: str) -> None:
 def lock(work: str) -> int:
     """Lock the spool.
 
-    The supervisor inherits the descriptor. So whoever gets the lock knows that every process of an earlier instance
-    is gone.
+    The supervisor inherits the descriptor. So the next holder of the lock knows that every process of an
+    earlier instance is gone.
 
     Returns:
         The descriptor that holds the lock.
