@@ -56,19 +56,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import resource
 import select
 import time
 from collections.abc import Callable, Mapping
 
-from gwsandbox.backends.base import Backend, Counters
+from gwsandbox.backends.base import Backend
 from gwsandbox.ipc.channel import Begun, Cancel, Confined, Ended, Order
 from gwsandbox.ipc.channel_end import Channel
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
 from gwsandbox.model.options import RunOptions
-from gwsandbox.model.result import Usage
 from gwsandbox.model.task import Command, Task
 from gwsandbox.model.verdict import Reason
 from gwsandbox.supervisor.attempt import Attempt, Steps, report
@@ -371,13 +369,13 @@ class Supervisor:
             reaped, status, rusage = os.wait4(attempt.pid, os.WNOHANG)
         attempt.dead = True
         elapsed, end_time = time.monotonic() - attempt.started, time.time()
-        yield from self._await_emptiness(attempt)
+        yield from attempt.await_emptiness(self._reserve)
         for pipe in attempt.outputs:
             yield from attempt.drain(pipe, self._loop)
         del self._attempts[attempt.order.number]
         self._begin_ready()  # the next one works while we take stock of this one
         self._attempts[attempt.order.number] = attempt
-        usage, counters = self._take_stock(attempt, elapsed, rusage)
+        usage, counters = attempt.take_stock(self._reserve, elapsed, rusage)
         exit_code = os.waitstatus_to_exitcode(status)
         made, large = self._reserve.use(functools.partial(report, attempt, exit_code, end_time, usage, counters))
         with contextlib.suppress(Exception):  # the result stands; at the end of the run the backend removes the rest
@@ -389,23 +387,6 @@ class Supervisor:
         attempt.result = -1
         del self._attempts[attempt.order.number]
         self._link.report(made, large)
-
-    def _await_emptiness(self, attempt: Attempt) -> Steps:
-        """Kill what the guest's first process left, until nothing lives in the sandbox any more."""
-        while True:
-            remaining = self._reserve.use(attempt.sandbox.remaining)
-            if remaining is None:
-                return
-            self._reserve.use(attempt.kill)
-            yield remaining, select.EPOLLPRI | select.EPOLLIN
-
-    def _take_stock(self, attempt: Attempt, elapsed: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
-        """What the guest used. A failure here loses no result: a guest may have removed the leaf."""
-        try:
-            return self._reserve.use(functools.partial(attempt.sandbox.usage, elapsed, rusage))
-        except Exception as error:  # noqa: BLE001 - as said
-            sources = {"wall_seconds": "CLOCK_MONOTONIC", "memory_peak_bytes": f"not read: {error}"}
-            return Usage(wall_seconds=elapsed, sources=sources), Counters()
 
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
         """Read what is there, and wait for more, or until what came can be passed on."""

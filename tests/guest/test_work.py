@@ -139,7 +139,7 @@ def test_folder_and_environment_are_the_callers(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOME_NAME", "some value")
     for start_method in ("fork", "forkserver"):
-        result = run(_folder_and_environment, backend=backend, start_method=start_method)  # type: ignore[arg-type]
+        result = run(_folder_and_environment, backend=backend, start_method=start_method)
         assert result.result == (str(tmp_path), "some value")
 
 
