@@ -25,6 +25,12 @@ _AHEAD_PER_WORKER = 2
 
 Work = Task | Command
 
+# Attributes that may be assigned: they hold for what starts after that.
+_SET_BY_USERS = (
+    *("max_workers", "worker_timeout_seconds", "memory_limit_in_gib", "limits", "hardening"),
+    *("start_method", "preload"),
+)
+
 
 class ProcessManager:
     """Runs each task in a process, and where the host allows it a cgroup, of its own.
@@ -267,6 +273,8 @@ class ProcessManager:
 
     def _start_session(self) -> None:
         inherited_tasks = dict(entry for entry in self._queue if isinstance(entry, tuple))
+        for name in _SET_BY_USERS:
+            setattr(self._parameters, name, getattr(self, name))
         # Kept before it is started: whatever interrupts that, it is closed.
         self._session = self._parameters.session(inherited_tasks, self._ready)
         try:
