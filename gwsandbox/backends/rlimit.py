@@ -45,7 +45,7 @@ _DEGRADED = {
     "memory": (
         "the sum over the tree is sampled, so it can pass the limit for a moment; files on a tmpfs and buffers of "
         "pipes and sockets are not seen; whether a program that failed by itself was refused memory, past "
-        "RLIMIT_DATA {stop} further on, cannot be told"
+        "RLIMIT_DATA {stop} further on, cannot be known"
     ),
     "swap": "counted with memory when that is sampled, not limited by itself",
     "cpu_seconds": (

@@ -376,7 +376,7 @@ def test_a_program_that_is_refused_memory_and_fails_by_itself(monkeypatch: pytes
     result = run_task("rlimit", Command([sys.executable, "-S", "-c", source], limits=limits))
     assert (result.outcome, result.exit_code) == (Outcome.FAILED, 1), result
     assert result.detail.startswith("exit code 1; a process had reserved 12")
-    assert "cannot be told" in result.enforcement.degraded["memory"]
+    assert "cannot be known" in result.enforcement.degraded["memory"]
 
 
 # --- limits that were inherited --------------------------------------------------------------------------

@@ -73,10 +73,10 @@ def test_forkserver_imports_what_the_caller_could(
         del sys.modules["only_here"]
 
 
-TELLS_ITS_IMPORTER = """
+SAYS_ITS_IMPORTER = """
 import os
 IMPORTER, PYTHON_PATH = os.getpid(), os.environ.get("PYTHONPATH")
-def tell(): return IMPORTER, os.getpid(), PYTHON_PATH
+def say(): return IMPORTER, os.getpid(), PYTHON_PATH
 """
 
 
@@ -85,26 +85,26 @@ def test_forkserver_imports_once_what_is_to_be_preloaded(
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     (tmp_path / "folder").mkdir()
-    for name in ("once", "anew"):
-        (tmp_path / "folder" / f"{name}.py").write_text(TELLS_ITS_IMPORTER)
+    for name in ("once", "again"):
+        (tmp_path / "folder" / f"{name}.py").write_text(SAYS_ITS_IMPORTER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    from folder import anew, once  # type: ignore[import-not-found]
+    from folder import again, once  # type: ignore[import-not-found]
 
     try:
         preload = iter(["email.message", "folder.once"])
         with ProcessManager(2, backend=backend, start_method="forkserver", preload=preload) as manager:
-            manager.queue_tasks(Task(module.tell) for module in (once, anew, once, anew))
-        told: dict[bool, list[Any]] = {True: [], False: []}
+            manager.queue_tasks(Task(module.say) for module in (once, again, once, again))
+        found: dict[bool, list[Any]] = {True: [], False: []}
         for result in manager.task_results:
-            told[result.task.func is once.tell].append(result.result)  # type: ignore[union-attr]
+            found[result.task.func is once.say].append(result.result)  # type: ignore[union-attr]
     finally:
-        for name in ("folder", "folder.once", "folder.anew"):
+        for name in ("folder", "folder.once", "folder.again"):
             del sys.modules[name]
-    (importer, guest, path), (same_importer, other_guest, _) = told[True]
+    (importer, guest, path), (same_importer, other_guest, _) = found[True]
     assert importer == same_importer
     assert len({importer, guest, other_guest, os.getpid()}) == 4
     assert path is None, "the interpreter's own PYTHONPATH shows to what it imports"
-    assert all(importer == guest for importer, guest, _ in told[False])
+    assert all(importer == guest for importer, guest, _ in found[False])
 
 
 @pytest.mark.parametrize(
