@@ -8,14 +8,7 @@ import warnings
 import pytest
 from support import BackendName, parent
 
-from gwsandbox import (
-    CgroupError,
-    DegradedWarning,
-    Limits,
-    ProcessManager,
-    Task,
-    run,
-)
+from gwsandbox import CgroupError, DegradedWarning, Limits, ProcessManager, Task, run
 
 
 def square(n: int) -> int:

@@ -10,13 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import (
-    MIB,
-    PACE,
-    BackendName,
-    Program,
-    run_task,
-)
+from support import MIB, PACE, BackendName, Program, run_task
 
 from gwsandbox import Command, Hardening, Limits, Outcome, ProcessManager, Task
 

@@ -10,19 +10,7 @@ import time
 from typing import Any
 
 import pytest
-from support import (
-    MIB,
-    PACE,
-    SLOW,
-    BackendName,
-    Program,
-    Watched,
-    parent,
-    run_all,
-    run_one,
-    sleep_for_ever,
-    times,
-)
+from support import MIB, PACE, SLOW, BackendName, Program, Watched, parent, run_all, run_one, sleep_for_ever, times
 
 from gwsandbox import Command, GuestKilled, Hardening, Limits, Outcome, ProcessManager, SandboxError, Task, TaskResult
 from gwsandbox.guest import child, zygote

@@ -14,15 +14,7 @@ import pytest
 from support import MIB, PACE, BackendName, Watched, run_all, sleep_for_ever, times
 
 import gwsandbox
-from gwsandbox import (
-    GlasswallProcessManager,
-    Limits,
-    Outcome,
-    ProcessManager,
-    Task,
-    TaskCancelled,
-    run,
-)
+from gwsandbox import GlasswallProcessManager, Limits, Outcome, ProcessManager, Task, TaskCancelled, run
 from gwsandbox.linux import procfs
 
 

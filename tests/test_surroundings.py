@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 from support import BackendName, run_all, run_task
 
-from gwsandbox import (
-    Hardening,
-    ProcessManager,
-    Task,
-    run,
-)
+from gwsandbox import Hardening, ProcessManager, Task, run
 
 
 def square(n: int) -> int:

@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 from support import BackendName, sleep_for_ever
 
-from gwsandbox import (
-    Limits,
-    Outcome,
-    ProcessManager,
-    Task,
-)
+from gwsandbox import Limits, Outcome, ProcessManager, Task
 
 
 def square(n: int) -> int:

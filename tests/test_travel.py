@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 from support import MIB, SLOW, BackendName, run_all, run_one, run_task
 
-from gwsandbox import (
-    Outcome,
-    ProcessManager,
-    Task,
-    TransferError,
-)
+from gwsandbox import Outcome, ProcessManager, Task, TransferError
 
 MODULE_GLOBAL = ["as imported"]
 
