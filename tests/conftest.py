@@ -54,6 +54,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             features.need(name)
 
 
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Its two ends. Guests have it, where it is made before their manager is."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
 @pytest.fixture(params=["rlimit", pytest.param("cgroup", marks=pytest.mark.cgroup2)])
 def backend(request: pytest.FixtureRequest) -> BackendName:
     """Each backend that this machine has."""

@@ -9,18 +9,8 @@ import sys
 import time
 
 import pytest
-from support import (
-    PACE,
-    BackendName,
-    fork_until_refused,
-    is_running,
-    run_all,
-    run_one,
-    run_open,
-    run_task,
-    sleep_for_ever,
-    times,
-)
+import support
+from support import PACE, BackendName, is_running, run_all, run_one, run_open, run_task, sleep_for_ever, times
 
 from gwsandbox import Command, Hardening, Limits, Outcome, Task, TaskResult
 
@@ -100,7 +90,7 @@ def test_what_burns_in_the_background_is_killed_and_its_cpu_time_counted(backend
 
 @pytest.mark.cgroup2
 def test_a_fork_bomb_ends_at_its_limit() -> None:
-    result = run_one("cgroup", fork_until_refused, pids=20, wall_seconds=60)
+    result = run_one("cgroup", support.fork_until_refused, pids=20, wall_seconds=60)
     assert result.success, result
     assert result.result == "refused"
     assert result.usage.pids_limit_hits
