@@ -26,6 +26,7 @@ COMMANDS = {
     "kill": "watch",
     "doctor": "host",
     "clean": "host",
+    "man": "host",
     "serve": "spool",
     "spool": "spool",
 }

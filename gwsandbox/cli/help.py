@@ -71,7 +71,8 @@ class HelpGroup(TyperGroup):
             raise
 
 
-def _write_parameters(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
+def panels_of(parameters: Iterable[Any], ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    """The help on each argument and option, by the title that it stands under."""
     panels: dict[str, list[tuple[str, str]]] = {}
     for parameter in parameters:
         record = parameter.get_help_record(ctx)
@@ -82,9 +83,13 @@ def _write_parameters(parameters: Iterable[Any], ctx: Any, formatter: Any) -> No
                 panels.setdefault("Arguments", []).append(record)
         else:
             panels.setdefault(getattr(parameter, "rich_help_panel", None) or _OWN_PANEL, []).append(record)
-    for panel in sorted(panels, key=lambda panel: panel != _OWN_PANEL):
+    return {panel: panels[panel] for panel in sorted(panels, key=lambda panel: panel != _OWN_PANEL)}
+
+
+def _write_parameters(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
+    for panel, rows in panels_of(parameters, ctx).items():
         with formatter.section(panel):
-            formatter.write_dl(panels[panel])
+            formatter.write_dl(rows)
 
 
 def _write_examples(text: str | None, formatter: Any) -> None:

@@ -15,6 +15,7 @@ from cli_support import CLI, Terminal, cli, environment
 
 from gwsandbox import __version__
 from gwsandbox.cli.app import COMMANDS
+from gwsandbox.service.config.config import FolderConfig, MetricsConfig, ServiceConfig, WorkerConfig
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -206,3 +207,56 @@ def test_a_script_of_completion_for_each_shell(shell: str) -> None:
     if shutil.which(shell) is not None:
         checked = subprocess.run([shell, "-n"], input=done.stdout, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
+
+
+# --- manual pages ----------------------------------------------------------------------------------------
+
+REQUESTS = {"TH", "SH", "B", "PP", "TP", "nf", "fi"}
+
+
+def check_page(text: str) -> None:
+    """Nothing but what is meant is a request to troff."""
+    lines = text.splitlines()
+    assert lines[0].startswith(".TH GWSANDBOX")
+    assert {line.split()[0][1:] for line in lines if line.startswith((".", "'"))} <= REQUESTS
+    assert not [line for line in lines if re.search(r"(?<!\\)-", line) and not line.startswith(".TH")]
+    assert text.index(".SH NAME") < text.index(".SH DESCRIPTION") < text.index(".SH SEE ALSO")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_of_a_command_has_all_that_its_help_has(name: str) -> None:
+    page = cli("man", name).stdout
+    check_page(page)
+    shown = cli(name, "--help").stdout
+    for option in set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", shown.partition("\nExamples:")[0], re.MULTILINE)):
+        assert option.replace("-", "\\-") in page, option
+    assert ".SH EXAMPLES" in page
+
+
+def test_the_page_of_the_configuration_has_every_key() -> None:
+    page = cli("man", "gwsandbox.toml").stdout
+    check_page(page)
+    keys = {*ServiceConfig.__slots__, *FolderConfig.__slots__, *WorkerConfig.__slots__, *MetricsConfig.__slots__}
+    for key in keys:
+        assert f"\n.B {key}\n" in page, key
+
+
+def test_all_pages_are_written_below_a_folder(tmp_path: Path) -> None:
+    done = cli("man", "--install", str(tmp_path / "man"))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"gwsandbox: {len(COMMANDS) + 2} pages are in {tmp_path}/man\n"
+    for path in (tmp_path / "man").rglob("*.*"):
+        check_page(path.read_text())
+    assert (tmp_path / "man" / "man1" / "gwsandbox-map.1").exists()
+    assert (tmp_path / "man" / "man5" / "gwsandbox.toml.5").exists()
+
+
+def test_pages_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words, message in (
+        (["mpa"], "gwsandbox man: there is no page on mpa; there is one on run, map, "),
+        (["--install", str(tmp_path / "file")], "gwsandbox.1 cannot be written: Not a directory; choose another"),
+    ):
+        done = cli("man", *words)
+        assert done.returncode == 125
+        assert message in done.stderr

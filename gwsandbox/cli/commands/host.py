@@ -17,6 +17,8 @@ def register(app: typer.Typer) -> None:
     examples = "gwsandbox doctor\ngwsandbox doctor --json | jq .backends"
     app.command("doctor", cls=HelpCommand, epilog=examples, rich_help_panel=_PANEL)(doctor)
     app.command("clean", cls=HelpCommand, epilog="gwsandbox clean", rich_help_panel=_PANEL)(clean)
+    examples = "gwsandbox man map | man -l -\ngwsandbox man --install ~/.local/share/man"
+    app.command("man", cls=HelpCommand, epilog=examples, rich_help_panel=_PANEL)(man)
 
 
 def doctor(
@@ -43,3 +45,21 @@ def clean() -> None:
 
     with failures_as_messages():
         raise typer.Exit(clean_up())
+
+
+def man(
+    name: Annotated[str | None, typer.Argument(metavar="[COMMAND]", show_default=False)] = None,
+    install: Annotated[
+        str | None, typer.Option("--install", metavar="FOLDER", help="Write all pages to FOLDER/man1 and man5.")
+    ] = None,
+) -> None:
+    """Print a manual page.
+
+    It is that of COMMAND, of gwsandbox.toml, or of the program.
+
+    Exit code: 0 done, 125 there is no such page, or it cannot be written.
+    """
+    from gwsandbox.cli.man import install_pages, show_page
+
+    with failures_as_messages("gwsandbox man: "):
+        raise typer.Exit(show_page(name) if install is None else install_pages(install))
