@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from support import BackendName
 from test_cli_map import fill
 
 from gwsandbox.backends import marks
+from gwsandbox.cli.watch import command
 from gwsandbox.cli.watch.guests import guest_of, running_guests
 
 SCRIPT = "sh -c 'echo $$ >$1.pid; sleep 600 & wait' sh {}"
@@ -37,12 +39,12 @@ def place(tmp_path: Path) -> Path:
 def run(backend: BackendName, place: Path) -> Iterator[Running]:
     """A map whose two tasks run until they are ended."""
     words = ["--workers", "2", "--memory", "200MiB", "--timeout", "300s", "--command", SCRIPT, str(place / "in")]
-    with running("map", "--backend", backend, *words) as command:
+    with running("map", "--backend", backend, *words) as started:
         wait_until(lambda: all((place / "in" / f"{name}.pid").exists() for name in "ab"))
-        yield command
-        if command.process.poll() is None:
-            command.send(signal.SIGINT)
-            command.end()
+        yield started
+        if started.process.poll() is None:
+            started.send(signal.SIGINT)
+            started.end()
 
 
 def test_tasks_are_listed_with_their_limits(run: Running, backend: BackendName, place: Path) -> None:
@@ -113,16 +115,16 @@ def test_what_is_no_task_is_not_signalled(words: list[str], code: int, message: 
 def test_functions_are_listed_and_what_waits_is_told_from_what_runs(backend: BackendName, place: Path) -> None:
     fill(place, **{"work.py": "import os, signal\ndef work(path):\n    open(path + '.on', 'w')\n    signal.pause()\n"})
     words = ["map", "--backend", backend, "--workers", "1", "work:work", "in"]
-    with running(*words, cwd=place) as command:
+    with running(*words, cwd=place) as started:
         wait_until(lambda: (place / "in" / "a.on").exists())
 
         def states() -> list[str]:
-            return sorted(guest.state for guest in running_guests() if guest.manager == command.process.pid)
+            return sorted(guest.state for guest in running_guests() if guest.manager == started.process.pid)
 
         wait_until(lambda: states() == ["runs", "waits"])
-        command.send(signal.SIGINT)
-        command.end()
-    assert not [guest for guest in running_guests() if guest.manager == command.process.pid]
+        started.send(signal.SIGINT)
+        started.end()
+    assert not [guest for guest in running_guests() if guest.manager == started.process.pid]
 
 
 def test_this_process_is_no_guest() -> None:
@@ -131,13 +133,13 @@ def test_this_process_is_no_guest() -> None:
 
 def test_names_of_guests_reach_the_terminal_escaped(backend: BackendName, place: Path) -> None:
     words = ["run", "--backend", backend, "--", "sh", "-c", "echo on; while :; do sleep 0.05; done", "\x1b[2J"]
-    with running(*words, cwd=place) as command:
-        assert command.line() == "on"
+    with running(*words, cwd=place) as started:
+        assert started.line() == "on"
         shown = cli("ps").stdout
         assert "\x1b" not in shown
         assert r"\x1b[2J" in shown
-        command.send(signal.SIGTERM)
-        command.end()
+        started.send(signal.SIGTERM)
+        started.end()
 
 
 @pytest.mark.parametrize(
@@ -160,3 +162,23 @@ def test_a_mark_carries_two_limits() -> None:
     assert marks.read(line) == (2**62 - 7, 300 << 20, 1.5)
     most = marks.pack({"memory": 2**60, "wall_seconds": 1e9})
     assert most < 2**61
+
+
+def test_a_task_that_ends_or_is_another_users_is_said(
+    run: Running, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.process.poll() is None
+    pid = listed(place)["a"]["pid"]
+    found = guest_of(pid)
+    answers = [found, None]
+    monkeypatch.setattr(command, "guest_of", lambda _: answers.pop(0))
+    assert command.kill_task(pid, signal.SIGKILL) == 1
+    assert capsys.readouterr().err == f"gwsandbox kill: the task of process {pid} has ended meanwhile\n"
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(command, "guest_of", lambda _: found)
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
+    assert command.kill_task(pid, signal.SIGKILL) == 125
+    assert f"process {pid} cannot be signalled: Operation not permitted; try it as the user" in capsys.readouterr().err
