@@ -319,7 +319,8 @@ class Supervisor:
         if not is_unwanted:
             self._reserve.use(functools.partial(os.eventfd_write, attempt.start_event, 1))
             if self._options.says_begins:
-                self._link.say(Begun(attempt.order.number, attempt.pid, attempt.started))
+                with contextlib.suppress(OSError, MemoryError):  # a row of a display is not worth an attempt
+                    self._link.say(Begun(attempt.order.number, attempt.pid, attempt.started))
         attempt.steps = self._attempt(attempt)
         self._advance(attempt)
         if is_unwanted:
