@@ -373,7 +373,8 @@ def test_the_map_has_the_folders_in_the_order_of_their_imports() -> None:
 def test_the_suites_are_all_there() -> None:
     tests = [path.relative_to(ROOT / "tests").parts for path in (ROOT / "tests").rglob("test_*.py")]
     suites = {parts[0] if len(parts) == 1 else f"{parts[0]}/" for parts in tests}
-    assert set(table_below("tests/README.md", "The suites")) == suites
+    listed = {name for row in table_below("tests/README.md", "The suites") for name in re.findall(r"[\w./]+", row)}
+    assert listed == suites
 
 
 def test_every_public_name_and_every_limit_is_in_the_readme() -> None:
