@@ -6,7 +6,7 @@ Rich would show this too, at half of the start-up time, and in boxes that nobody
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -25,11 +25,7 @@ class HelpCommand(TyperCommand):
         _write_examples(self.epilog, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            _suggest_options(error)
-            raise
+        return _with_suggestions(super().parse_args, ctx, args)
 
 
 class HelpGroup(TyperGroup):
@@ -54,11 +50,7 @@ class HelpGroup(TyperGroup):
         _write_examples(self.epilog, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            _suggest_options(error)
-            raise
+        return _with_suggestions(super().parse_args, ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         try:
@@ -99,8 +91,16 @@ def _write_examples(text: str | None, formatter: Any) -> None:
             formatter.write("".join(f"{'':{formatter.current_indent}}{line}\n" for line in text.strip().splitlines()))
 
 
+def _with_suggestions(parse: Callable[[Any, list[str]], list[str]], ctx: Any, args: list[str]) -> list[str]:
+    """What ``parse`` gives; its error on an unknown option says what was meant."""
+    try:
+        return parse(ctx, args)
+    except Exception as error:
+        _suggest_options(error)
+        raise
+
+
 def _suggest_options(error: Exception) -> None:
-    """Say what was meant by an option that is not known, in the words that a command that is not known gets."""
     if close := getattr(error, "possibilities", None):
         _reword(error, f"{getattr(error, 'message', '')}. Did you mean {', '.join(map(repr, close))}?")
 
