@@ -163,7 +163,7 @@ done = 7
         (f"{GOOD}[limits]\nwall_seconds = -1", "6: limits.wall_seconds: must be 0 (no limit) or a positive number"),
         (f"{GOOD}[hardening]\nlevel = 'high'", "6: hardening.level: must be one of standard, off, strict, not 'high'"),
         (
-            f"{GOOD.replace('command = [', 'function = "a:b" #')}[hardening]\nlevel = 'strict'",
+            GOOD.replace("command = [", "function = 'a:b' # [") + "[hardening]\nlevel = 'strict'",
             "3: worker: a function is a fork of the service, which strict does not allow; write command",
         ),
         (f"{GOOD}[hardening]\nnetwork = 'no'", "6: hardening.network: network must be one of host, loopback, none"),
