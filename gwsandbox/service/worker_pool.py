@@ -81,7 +81,7 @@ class WorkerPool:
         options = RunOptions(
             max_workers=self.slots,
             limits=Limits(),
-            start_method="fork",
+            start_method="forkserver" if self._config.hardening.needs_clean_interpreter else "fork",
             trusted=False,
             hardening=self._config.hardening,
         )

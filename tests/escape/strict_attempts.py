@@ -128,7 +128,7 @@ def list_what_is_there(path: str, world: World) -> None:
         raise nothing_there(path)
 
 
-for _path in ("/run", "/var/log", "/sys/class", "/dev/pts", "/boot", "/opt"):
+for _path in ("/run", "/var/log", "/sys/class", "/dev/pts", "/boot"):
     add(f"list {_path}", "files", partial(list_what_is_there, _path))
 
 CHANGES: dict[str, Callable[[str], object]] = {

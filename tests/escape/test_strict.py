@@ -21,9 +21,9 @@ import attempts
 import pytest
 import strict_attempts
 from strict_attempts import MASK, World
-from support import MARK, BackendName
+from support import MARK, PACE, BackendName
 
-from gwsandbox import Hardening, Outcome, ProcessManager, Task, TaskResult
+from gwsandbox import Hardening, Limits, Outcome, ProcessManager, Task, TaskResult
 
 KNOWN = {mark: secrets.token_hex(16) for mark in ("caller", "earlier", "environment")}
 VARIABLE = "GWSANDBOX_TEST_SECRET"
@@ -140,9 +140,9 @@ def all_attempts(backend: BackendName, hardening: Hardening, folder: Path) -> Ma
         start_method = "forkserver" if hardening.needs_clean_interpreter else "fork"
         preload = ("attempts", "strict_attempts") if start_method == "forkserver" else ()
         with ProcessManager(
-            2, worker_timeout_seconds=60, backend=backend, hardening=hardening, preload=preload
+            2, worker_timeout_seconds=60 * PACE, backend=backend, hardening=hardening, preload=preload
         ) as manager:
-            manager.queue_task(Task(be_a_neighbour, (meeting,)))
+            manager.queue_task(Task(be_a_neighbour, (meeting,), limits=Limits(wall_seconds=900 * PACE)))
             for _ in range(4):  # so that every slot is used
                 manager.queue_task(Task(leave_something, (KNOWN["earlier"],)))
             for name in NAMES:
@@ -179,6 +179,7 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.strict
+@pytest.mark.long  # the first of them, which waits for all
 @pytest.mark.parametrize("name", NAMES)
 def test_an_attempt_fails_and_would_not_without_hardening(outcomes: tuple[Outcomes, Outcomes], name: str) -> None:
     off, strict = outcomes

@@ -161,7 +161,11 @@ done = 7
         (f"{GOOD}[folders]\nincoming = 'work'", "6: folders.incoming lies in folders.work"),
         (f"{GOOD}[folders]\nincoming = 'done/new'", "6: folders.incoming lies in folders.done"),
         (f"{GOOD}[limits]\nwall_seconds = -1", "6: limits.wall_seconds: must be 0 (no limit) or a positive number"),
-        (f"{GOOD}[hardening]\nlevel = 'strict'", "6: hardening.level: must be one of standard, off, not 'strict'"),
+        (f"{GOOD}[hardening]\nlevel = 'high'", "6: hardening.level: must be one of standard, off, strict, not 'high'"),
+        (
+            GOOD.replace("command = [", "function = 'a:b' # [") + "[hardening]\nlevel = 'strict'",
+            "3: worker: a function is a fork of the service, which strict does not allow; write command",
+        ),
         (f"{GOOD}[hardening]\nnetwork = 'no'", "6: hardening.network: network must be one of host, loopback, none"),
         (f"{GOOD}[hardening]\nrequire = 'x'", "6: hardening.require: require must be several mechanisms"),
         (f"{GOOD}[limits]\nmemory = true", "6: limits.memory: must be a number"),
@@ -232,6 +236,11 @@ def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_hardening(tmp_path: Path, lines: str, wanted: Hardening) -> None:
     assert read(tmp_path, f"{GOOD}[hardening]\n{lines}\n").hardening == wanted
+
+
+def test_strict_hardening_gives_the_folder_work(tmp_path: Path) -> None:
+    found = read(tmp_path, f'{GOOD}[hardening]\nlevel = "strict"\nreadable = ["/opt/converter"]\n')
+    assert found.hardening == Hardening.strict(readable=("/opt/converter",), writable=(found.folders.work,))
 
 
 def test_everything_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

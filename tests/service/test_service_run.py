@@ -327,3 +327,14 @@ def test_guests_that_break_their_sandbox_do_not_end_the_service(spool: SpoolFold
         spool.wait_until(spool.is_quiet)
         assert "but an empty task works" in service.log_text()
     assert spool.results() == {"done": {"good"}, "quarantine": {f"bad-{n}" for n in range(8)}}
+
+
+@pytest.mark.strict
+def test_under_strict_hardening_a_worker_sees_its_work_alone(spool: SpoolFolder, backend: BackendName) -> None:
+    (spool.root / "secret").write_text("secret")
+    worker = SHELL.format(f'cat "$1" {spool.root}/secret {spool.root}/done/* >"$2" 2>/dev/null; exit 0')
+    spool.configure(worker, top=f'backend = "{backend}"', tables='[hardening]\nlevel = "strict"\n')
+    spool.put("one.txt", "text")
+    with serving(spool):
+        spool.wait_until(lambda: spool.names("done") == {"one.txt"})
+    assert (spool.root / "done" / "one.txt").read_text() == "text"

@@ -71,6 +71,11 @@ class Outputs:
         """The descriptor that holds the lock."""
         return self._lock
 
+    @property
+    def staging(self) -> str:
+        """The folder that tasks write below."""
+        return self._staging
+
     def path(self, name: str) -> str:
         """The final path of the output of this name."""
         return os.path.join(self._folder, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,10 +23,13 @@ from gwsandbox.cli.signals import SignalQueue, StopSignals
 from gwsandbox.client.running import RunningTask
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.errors import GuestFailed, SandboxError
+from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import LARGEST_SIZE, Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.model.text import last_line, stderr_tail
+
+_SHOWN_ONE_BY_ONE = 256  # inputs; of more their folders are shown to guests that see only what they are given
 
 
 @dataclass(slots=True)
@@ -90,7 +94,7 @@ class Run:
         return ProcessManager(
             request.work.workers,
             limits=self.limits,
-            hardening=request.hardening,
+            hardening=self._hardening(),
             preload=self.target.preload,
             backend=request.work.backend,
             total_memory=request.work.total_memory,
@@ -98,6 +102,17 @@ class Run:
             _wait=display.wait,
             _says_begins=is_live(),
         )
+
+    def _hardening(self) -> Hardening:
+        """What was asked for. Where guests see only what they are given, the inputs and the staging folder are that."""
+        asked = self.request.hardening
+        if asked.readable is None:
+            return asked
+        paths = [file.path for file in self.todo]
+        shown = paths if len(paths) <= _SHOWN_ONE_BY_ONE else {os.path.dirname(path) for path in paths}
+        staging = () if self.outputs is None else (os.path.abspath(self.outputs.staging),)
+        readable = (*asked.readable, *sorted(map(os.path.abspath, shown)))
+        return replace(asked, readable=readable, writable=(*(asked.writable or ()), *staging))
 
     def _row_of(self, running: RunningTask) -> RunningRow | None:
         pending = self.pending.get(id(running.task))

@@ -111,8 +111,8 @@ class ServiceConfig:
             ``$STATE_DIRECTORY`` where systemd sets that, else in ``spool``.
         worker: ``[worker]``.
         limits: ``[limits]`` of each attempt. ``DEFAULT_LIMITS`` fill in what is missing; 0 is no limit.
-        hardening: ``[hardening]``: ``level`` is ``standard`` or ``off``; ``network``, ``syscalls`` and ``require`` are
-            fields of ``gwsandbox.Hardening``.
+        hardening: ``[hardening]``: ``level`` is ``standard``, ``strict`` or ``off``; the other keys are fields of
+            ``gwsandbox.Hardening``. With ``strict`` a worker may write to the folder ``work`` too.
         metrics: ``[metrics]``.
         workers: Sandboxes at a time; 0: one for each CPU.
         backend: What holds the limits: ``auto``, ``cgroup`` or ``rlimit``.

@@ -49,7 +49,11 @@ _TABLES: dict[str, dict[str, checks.Check]] = {
     },
     "limits": {field.name: checks.limit(field.name) for field in fields(Limits)},
     "hardening": {
-        "level": checks.one_of("standard", "off"),
+        "level": checks.one_of("standard", "off", "strict"),
+        "readable": checks.hardening("readable"),
+        "writable": checks.hardening("writable"),
+        "user": checks.hardening("user"),
+        "temporary": checks.hardening("temporary"),
         "network": checks.hardening("network"),
         "syscalls": checks.hardening("syscalls"),
         "require": checks.hardening("require"),
@@ -122,7 +126,7 @@ class _ConfigReader:
             database=os.path.join(_state_folder() or spool, top.pop("ledger", "ledger.sqlite3")),
             worker=worker,
             limits=DEFAULT_LIMITS.overridden_by(Limits(**tables["limits"])),
-            hardening=_hardening(tables["hardening"]),
+            hardening=self._hardening(tables["hardening"], worker, folders),
             metrics=MetricsConfig(**tables["metrics"]),
             **top,
         )
@@ -189,15 +193,22 @@ class _ConfigReader:
                 self._note(("worker", "function"), f"worker.function: {error}")
         return worker
 
+    def _hardening(self, found: dict[str, Any], worker: WorkerConfig, folders: FolderConfig) -> Hardening:
+        level = found.pop("level", "standard")
+        if level != "strict":
+            return Hardening.off(results="plain", **found) if level == "off" else replace(DEFAULT_HARDENING, **found)
+        if worker.function is not None:
+            remedy = "write command in place of function"
+            self._note(
+                ("worker",), f"worker: a function is a fork of the service, which strict does not allow; {remedy}"
+            )
+        readable, writable = (found.pop(name, None) or () for name in ("readable", "writable"))
+        return Hardening.strict(readable=readable, writable=(*writable, folders.work), **found)
+
     def _look_for_prometheus(self, found: dict[str, Any]) -> None:
         if found.keys() & {"port", "textfile"} and find_spec("prometheus_client") is None:
             remedy = "pip install 'gwsandbox[metrics]', or take the table out"
             self._note(("metrics",), f"metrics: the package prometheus-client is missing; {remedy}")
-
-
-def _hardening(found: dict[str, Any]) -> Hardening:
-    level = found.pop("level", "standard")
-    return Hardening.off(results="plain", **found) if level == "off" else replace(DEFAULT_HARDENING, **found)
 
 
 def _is_in(path: str, folder: str) -> bool:
