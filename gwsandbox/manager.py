@@ -26,6 +26,12 @@ _AHEAD_PER_WORKER = 2
 
 Work = Task | Command
 
+# Attributes that may be assigned: they hold for what starts after that.
+_SET_BY_USERS = (
+    *("max_workers", "worker_timeout_seconds", "memory_limit_in_gib", "limits", "hardening"),
+    *("start_method", "preload"),
+)
+
 
 class ProcessManager:
     """Runs each task in a process, and where the host allows it a cgroup, of its own.
@@ -59,7 +65,7 @@ class ProcessManager:
 
     Raises:
         TypeError, ValueError: A parameter is of the wrong type, negative, NaN, infinite or absurd.
-        CgroupError: ``backend="cgroup"``, and no delegated cgroup v2 can be had; says why and what mends it.
+        CgroupError: ``backend="cgroup"``, and this process gets no delegated cgroup v2; says why and what to do.
     """
 
     def __init__(
@@ -269,6 +275,8 @@ class ProcessManager:
 
     def _start_session(self) -> None:
         inherited_tasks = dict(entry for entry in self._queue if isinstance(entry, tuple))
+        for name in _SET_BY_USERS:
+            setattr(self._parameters, name, getattr(self, name))
         # Kept before it is started: whatever interrupts that, it is closed.
         self._session = self._parameters.session(inherited_tasks, self._ready)
         # Ctrl-C at the first bytecode of __exit__ leaves the block without it. Then this ends what runs.

@@ -11,6 +11,9 @@ environment() {
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" >&2
         printf '%s' "$stamp" >.venv/stamp
     fi
+    # Where PYTHONDONTWRITEBYTECODE is set, each interpreter that imports the package would compile it once more.
+    # What has not changed since is left as it is.
+    env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m compileall -q gwsandbox >&2
     PATH=$PWD/.venv/bin:$PATH
 }
 

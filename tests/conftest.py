@@ -24,7 +24,7 @@ import features
 from support import EMULATED, MARK, PACE, SLOW, BackendName, alarm, examples
 
 from gwsandbox.backends.cgroup import delegation
-from gwsandbox.linux import procfs, systemd_scope
+from gwsandbox.linux import descriptors, procfs, systemd_scope
 from gwsandbox.model.errors import CgroupError
 
 # A shell without job control ignores these for what it starts in the background, and nohup SIGHUP: whatever we start
@@ -52,6 +52,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for name in features.PROBES:
         if item.get_closest_marker(name):
             features.need(name)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Its two ends. Guests have it, where it is made before their manager is."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
 
 
 @pytest.fixture(params=["rlimit", pytest.param("cgroup", marks=pytest.mark.cgroup2)])
@@ -136,7 +145,7 @@ def _is_dead(pid: int) -> bool:
 
 
 def _image(pid: int | str) -> tuple[bytes, ...]:
-    """Where a process's stack and environment start: a fork has them of its parent, an exec draws them anew."""
+    """Where a process's stack and environment start: a fork has those of its parent, an exec draws new ones."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -182,9 +191,9 @@ def _cgroups() -> list[str]:
 
 def _descriptors() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for fd in descriptors.open_descriptors():
         with contextlib.suppress(FileNotFoundError):  # the one that lists them
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
 
 

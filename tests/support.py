@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -12,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from gwsandbox import Hardening, Limits, ProcessManager, Task, TaskResult
@@ -22,7 +22,7 @@ BackendName = Literal["cgroup", "rlimit"]
 
 GIB = 1024**3
 MIB = 1024**2
-MARK = "GWSANDBOX_TEST_ID"  # in the environment of whatever the tests start; tells it from what others start
+MARK = "GWSANDBOX_TEST_ID"  # in the environment of all that the tests start, and of nothing else
 
 
 _QUIET_SECONDS = 0.0015  # what the work below takes on a machine of today that does nothing else
@@ -94,6 +94,22 @@ def run_all(backend: BackendName, tasks: list[Any], workers: int = 2, **options:
             manager.queue_task(task)
     assert len(manager.task_results) == len(tasks)
     return manager.task_results
+
+
+def fork_until_refused(end: float = math.inf) -> str:
+    """A task: every process of it forks until it may not, and stays; the first one says so.
+
+    At ``end``, on the monotonic clock, all end by themselves.
+    """
+    first = os.getpid()
+    while time.monotonic() < end:
+        try:
+            os.fork()
+        except BlockingIOError:
+            if os.getpid() == first:
+                return "refused"
+            sleep_for_ever()
+    return "ended"
 
 
 PROGRAM_BASE = 0x400000  # where ``write_program`` has a program loaded
@@ -199,9 +215,7 @@ class Program:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):

@@ -29,15 +29,6 @@ def say_and_sleep(fd: int) -> None:
     sleep_for_ever()
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """Made before the pool is, so that guests have it."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 async def read(fd: int, count: int = 1) -> list[int]:
     """The pids that so many guests say."""
     return [int(await asyncio.to_thread(os.read, fd, 8)) for _ in range(count)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
@@ -47,7 +48,14 @@ utils = types.SimpleNamespace(list_file_paths=list_file_paths)
 config = types.SimpleNamespace(logging=types.SimpleNamespace(console=types.SimpleNamespace(setLevel=lambda level: None)))
 """
 
-HEAD = """
+PROGRAM = Template(
+    """
+import os
+import time
+$IMPORT_TQDM
+import glasswall
+from glasswall.multiprocessing import GlasswallProcessManager, Task
+$IMPORT_MEMORY_USAGE
 INPUT_DIRECTORY = r"C:\\gwpw\\input"
 OUTPUT_DIRECTORY = r"C:\\gwpw\\output\\editor\\multiprocessing"
 LIBRARY_DIRECTORY = r"C:\\gwpw\\libraries\\10.0"
@@ -55,44 +63,31 @@ LIBRARY_DIRECTORY = r"C:\\gwpw\\libraries\\10.0"
 glasswall.config.logging.console.setLevel("CRITICAL")
 EDITOR = glasswall.Editor(LIBRARY_DIRECTORY)
 gw_policy = glasswall.content_management.policies.Editor(default="sanitise")
-"""
 
-A_LIST = (
-    """
-import os
-import time
-
-import glasswall
-from glasswall.multiprocessing import GlasswallProcessManager, Task
-"""
-    + HEAD
-    + """
 
 def worker_function(*args, **kwargs):
-    EDITOR.export_file(*args, **kwargs)
+    ${RETURN}EDITOR.export_file(*args, **kwargs)
 
 
 def main():
     start_time = time.time()
+$CHOOSE_WORKERS
     input_files = glasswall.utils.list_file_paths(INPUT_DIRECTORY)
-    with GlasswallProcessManager(max_workers=None, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
-        for input_file in input_files:
-            relative_path = os.path.relpath(input_file, INPUT_DIRECTORY)
-            output_file = os.path.join(OUTPUT_DIRECTORY, relative_path) + ".zip"
-
+    with GlasswallProcessManager(max_workers=$WORKERS, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
+        for input_file in $EACH_INPUT:
+$CHOOSE_OUTPUT
             task = Task(
                 func=worker_function,
                 args=tuple(),
                 kwargs=dict(
                     input_file=input_file,
-                    output_file=output_file,
+                    $OUTPUT
                     content_management_policy=gw_policy,
                 ),
             )
             process_manager.queue_task(task)
 
-    for task_result in process_manager.task_results:
-        print(task_result)
+$READ_RESULTS
 
     print(f"Elapsed: {time.time() - start_time} seconds")
 
@@ -101,108 +96,57 @@ if __name__ == "__main__":
     main()
 """
 )
-
-AS_COMPLETED = (
-    """
-import os
-import time
-
-from tqdm import tqdm
-
-import glasswall
-from glasswall.multiprocessing import GlasswallProcessManager, Task
-"""
-    + HEAD
-    + """
-
-def worker_function(*args, **kwargs):
-    EDITOR.export_file(*args, **kwargs)
-
-
-def main():
-    start_time = time.time()
-    input_files = glasswall.utils.list_file_paths(INPUT_DIRECTORY)
-    with GlasswallProcessManager(max_workers=None, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
-        for input_file in tqdm(input_files, desc="Queueing files", miniters=len(input_files) // 10):
+TO_FILES = {
+    "IMPORT_MEMORY_USAGE": "",
+    "RETURN": "",
+    "CHOOSE_WORKERS": "",
+    "WORKERS": "None",
+    "CHOOSE_OUTPUT": """
             relative_path = os.path.relpath(input_file, INPUT_DIRECTORY)
             output_file = os.path.join(OUTPUT_DIRECTORY, relative_path) + ".zip"
-
-            task = Task(
-                func=worker_function,
-                args=tuple(),
-                kwargs=dict(
-                    input_file=input_file,
-                    output_file=output_file,
-                    content_management_policy=gw_policy,
-                ),
-            )
-            process_manager.queue_task(task)
-
+""",
+    "OUTPUT": "output_file=output_file,",
+}
+WITH_BARS = {
+    "IMPORT_TQDM": "\nfrom tqdm import tqdm\n",
+    "EACH_INPUT": 'tqdm(input_files, desc="Queueing files", miniters=len(input_files) // 10)',
+    "READ_RESULTS": """
         for task_result in tqdm(process_manager.as_completed(), total=len(input_files), desc="Processing tasks", miniters=len(input_files) // 100):
             print(task_result)
-
-    print(f"Elapsed: {time.time() - start_time} seconds")
-
-
-if __name__ == "__main__":
-    main()
-"""
+""",
+}
+A_LIST = PROGRAM.substitute(
+    TO_FILES,
+    IMPORT_TQDM="",
+    EACH_INPUT="input_files",
+    READ_RESULTS="""
+    for task_result in process_manager.task_results:
+        print(task_result)
+""",
 )
-
-TO_MEMORY = (
-    """
-import os
-import time
-
-from tqdm import tqdm
-
-import glasswall
-from glasswall.multiprocessing import GlasswallProcessManager, Task
-from glasswall.multiprocessing.memory_usage import get_available_memory_gib
-"""
-    + HEAD
-    + """
-
-def worker_function(*args, **kwargs):
-    return EDITOR.export_file(*args, **kwargs)
-
-
-def main():
-    start_time = time.time()
+AS_COMPLETED = PROGRAM.substitute(TO_FILES | WITH_BARS)
+TO_MEMORY = PROGRAM.substitute(
+    WITH_BARS,
+    IMPORT_MEMORY_USAGE="from glasswall.multiprocessing.memory_usage import get_available_memory_gib\n",
+    RETURN="return ",
+    CHOOSE_WORKERS="""
     available_memory_gib = get_available_memory_gib()
     print(f"Available memory: {available_memory_gib} GiB")
     # Set max_workers to lowest between cpu_count or available memory // 4 (4gib per process)
     cpu_count = os.cpu_count() or 1
     max_workers = int(min(cpu_count, available_memory_gib // 4))
     print(f"Max workers: {max_workers}")
-
-    input_files = glasswall.utils.list_file_paths(INPUT_DIRECTORY)
-    with GlasswallProcessManager(max_workers=max_workers, worker_timeout_seconds=5, memory_limit_in_gib=4) as process_manager:
-        for input_file in tqdm(input_files, desc="Queueing files", miniters=len(input_files) // 10):
-            # No output_file specified, export_file will run in file to memory mode
-            task = Task(
-                func=worker_function,
-                args=tuple(),
-                kwargs=dict(
-                    input_file=input_file,
-                    content_management_policy=gw_policy,
-                ),
-            )
-            process_manager.queue_task(task)
-
-        for task_result in tqdm(process_manager.as_completed(), total=len(input_files), desc="Processing tasks", miniters=len(input_files) // 100):
-            print(task_result)
+""",
+    WORKERS="max_workers",
+    CHOOSE_OUTPUT="            # No output_file specified, export_file will run in file to memory mode",
+    OUTPUT="",
+    READ_RESULTS=WITH_BARS["READ_RESULTS"]
+    + """
             # Do something with export zip file bytes in memory
             if task_result.result:
                 print(f"Export zip file size is: {len(task_result.result)} bytes for input_file: '{task_result.task.kwargs['input_file']}'")
             # task_result no longer referenced and is garbage collected here, freeing up memory
-
-    print(f"Elapsed: {time.time() - start_time} seconds")
-
-
-if __name__ == "__main__":
-    main()
-"""
+""",
 )
 
 FILES = {"TestFile_11.doc": b"first", "TestFile_9.doc": b"bad", "sub/PDFWithGifAndJpeg.pdf": b"third" * 100}
@@ -257,7 +201,7 @@ runpy.run_path({str(folder / "program.py")!r}, run_name="__main__")
             lines.append(running.line())
         assert running.wait() == 0
         # tqdm makes a lock of multiprocessing's, for which Python 3.14 starts a process that ends a moment after the
-        # program. It holds stderr; so who has read that to its end has waited for it.
+        # program. It holds stderr, so a read of that to its end waits for it.
         with running.process.stderr as bars:
             assert (b"Processing tasks" in bars.read()) == ("tqdm" in program)
     return "\n".join(lines)

@@ -1,33 +1,16 @@
-"""Who is killed, stopped or gone in the middle of things, and that nothing is left of them."""
+"""Processes of ours that are killed, stopped or gone in the middle of a run: nothing is left of them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import resource
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
-    MIB,
-    PACE,
-    SLOW,
-    BackendName,
-    Program,
-    Watched,
-    parent,
-    run_all,
-    run_one,
-    run_task,
-    sleep_for_ever,
-    times,
-)
+from support import MIB, PACE, SLOW, BackendName, Program, Watched, parent, run_all, run_one, sleep_for_ever, times
 
 from gwsandbox import Command, GuestKilled, Hardening, Limits, Outcome, ProcessManager, SandboxError, Task, TaskResult
 from gwsandbox.guest import child, zygote
@@ -90,7 +73,7 @@ def test_the_caller_and_the_supervisor_are_killed_at_once(backend: BackendName) 
             assert watched.living_after(1.0 * SLOW) == set()
 
 
-def test_the_supervisor_and_the_keeper_are_killed_at_once(backend: BackendName) -> None:
+def test_the_supervisor_and_the_reaper_are_killed_at_once(backend: BackendName) -> None:
     with Program(DRIVER, backend, "fork") as program:
         guests, supervisor, reaper = processes(program)
         mains = {pid for pid in guests if os.getsid(pid) == pid}
@@ -154,11 +137,11 @@ def test_the_supervisor_is_killed(backend: BackendName) -> None:
         assert "the supervisor process ended before its time" in result.detail
 
 
-def test_the_keeper_is_killed(backend: BackendName) -> None:
-    """The supervisor holds the limits all the same."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_supervisor_holds_the_limits_without_its_reaper(backend: BackendName, number: int) -> None:
     results, alive = in_the_middle(
         backend,
-        lambda supervisor, reaper, guests: os.kill(reaper, signal.SIGKILL),
+        lambda supervisor, reaper, guests: os.kill(reaper, number),
         limits=Limits(wall_seconds=0.5 * PACE),
     )
     assert alive == set()
@@ -259,17 +242,7 @@ def test_a_stopped_supervisor_goes_on(backend: BackendName) -> None:
     assert [result.outcome for result in results] == [Outcome.TIMED_OUT] * 6
 
 
-def test_a_stopped_keeper_does_not_hold_up_the_end(backend: BackendName) -> None:
-    results, alive = in_the_middle(
-        backend,
-        lambda supervisor, reaper, guests: os.kill(reaper, signal.SIGSTOP),
-        limits=Limits(wall_seconds=0.5 * PACE),
-    )
-    assert alive == set()
-    assert [result.outcome for result in results] == [Outcome.TIMED_OUT] * 6
-
-
-def test_a_stopped_keeper_and_a_killed_supervisor(backend: BackendName) -> None:
+def test_a_stopped_reaper_and_a_killed_supervisor(backend: BackendName) -> None:
     def act(supervisor: int, reaper: int, guests: set[int]) -> None:
         os.kill(reaper, signal.SIGSTOP)
         os.kill(supervisor, signal.SIGKILL)
@@ -383,7 +356,7 @@ def test_a_guest_killed_while_it_pickles_its_result(backend: BackendName) -> Non
 
 
 def test_a_guest_killed_while_it_writes_its_result(backend: BackendName) -> None:
-    """It is told apart from one that has written, whatever the moment."""
+    """It is distinguished from one that has written, whatever the moment."""
     outcomes = set()
 
     def killed_soon(number: int) -> bytes:
@@ -399,105 +372,3 @@ def test_a_guest_killed_while_it_writes_its_result(backend: BackendName) -> None
         if result.success:
             assert len(result.result) in {100 * MIB, *range(5)}
     assert Outcome.KILLED in outcomes
-
-
-# --- the caller's memory and descriptors ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("work", ["Task(make, (300 << 20,))", "Command(['head', '-c', str(300 << 20), '/dev/zero'])"])
-def test_a_result_that_the_caller_has_no_memory_for(backend: BackendName, work: str) -> None:
-    source = f"""
-import resource
-from gwsandbox import Command, ProcessManager, Task
-from gwsandbox.client import session
-def make(size):
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-    return bytes(size)
-with ProcessManager(1, backend={backend!r}) as manager:
-    manager.queue_task({work})
-    manager.queue_task(Task(make, (3,)))
-    completed = manager.as_completed()
-    manager._feed()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        resource.setrlimit(resource.RLIMIT_AS, (int(file.read().split()[0]) * 4096 + (100 << 20), hard))
-    for result in completed:
-        print(result.outcome.name, type(result.exception).__name__, result.detail, flush=True)
-"""
-    with Program(source) as program:
-        first = program.line()
-        assert first.startswith("FAILED TransferError result cannot be received: MemoryError"), first
-        assert program.line().startswith("SUCCEEDED NoneType")
-        assert program.wait() == 0
-
-
-@pytest.mark.parametrize(
-    ("work", "outcome", "said"),
-    [
-        (Task(bytes, (MIB,)), Outcome.FAILED, ""),
-        (Command(["head", "-c", str(MIB), "/dev/zero"]), Outcome.FAILED, ""),
-        (
-            Command(["sh", "-c", f"head -c {MIB} /dev/zero; exec sleep 1000"], limits=Limits(wall_seconds=0.4 * PACE)),
-            Outcome.TIMED_OUT,
-            "wall-clock limit of .* s reached; .*; ",
-        ),
-    ],
-)
-def test_a_result_that_the_caller_has_no_descriptor_for(
-    backend: BackendName, work: Task | Command, outcome: Outcome, said: str
-) -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ProcessManager(1, backend=backend) as manager:
-        manager.queue_tasks([work, Task(bytes, (3,))])
-        completed = manager.as_completed()
-        manager._feed()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-        try:
-            first = next(completed)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert first.outcome is outcome
-        lost = "result cannot be received: Too many open files [errno 24]; raise ulimit -n"
-        assert re.fullmatch(said + re.escape(lost), first.detail), first.detail
-        assert [result.result for result in completed] == [bytes(3)]
-
-
-def test_a_task_too_large_to_be_sent_is_still_sent(backend: BackendName) -> None:
-    data = os.urandom(1000) * 20_000
-    with ProcessManager(2, backend=backend) as manager:
-        manager.queue_tasks(Task(len, (data,)) for _ in range(4))
-    assert [result.result for result in manager.task_results] == [len(data)] * 4
-
-
-def test_sigkill_of_the_supervisor_by_every_second_task(backend: BackendName, tmp_path: Path) -> None:
-    """Every task gets a result, and the manager can go on with a new supervisor."""
-    manager = ProcessManager(2, backend=backend, hardening=Hardening.off())
-    for _ in range(3):
-        with manager:
-            manager.queue_tasks(Task(os.kill, (os.getpid(), 0)) for _ in range(3))
-            manager.queue_task(Task(lambda: os.kill(os.getppid(), signal.SIGKILL)))
-            manager.queue_tasks(Task(abs, (-n,)) for n in range(5))
-        assert len(manager.task_results) == 9
-        assert Outcome.SANDBOX_ERROR in {result.outcome for result in manager.task_results}
-    with manager:
-        manager.queue_task(Task(abs, (-1,)))
-    assert manager.task_results[0].success
-
-
-def test_nothing_is_printed_when_all_goes_well(backend: BackendName) -> None:
-    source = f"""
-from gwsandbox import Limits, ProcessManager, Task
-import os
-with ProcessManager(2, backend={backend!r}, limits=Limits(memory="1GiB", wall_seconds=100)) as manager:
-    manager.queue_tasks(Task(abs, (n,)) for n in range(10))
-    manager.queue_task(Task(os._exit, (3,)))
-    manager.queue_task(Task(int, ("x",)))
-print(len(manager.task_results))
-"""
-    with Program(source, stderr=-2) as program:
-        assert program.line() == "12"
-        assert program.wait() == 0
-
-
-assert sys.version_info >= (3, 11)
-assert run_task is not None

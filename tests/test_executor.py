@@ -52,14 +52,6 @@ def executor(backend: BackendName) -> Iterator[SandboxExecutor]:
         yield made
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 # --- tasks ---------------------------------------------------------------------------------------------------
 
 

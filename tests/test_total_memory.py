@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,14 +54,6 @@ def by_pool(tasks: list[Task], **options: Any) -> list[TaskResult]:
             return [result async for result in pool.as_completed(tasks)]
 
     return asyncio.run(main())
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 @pytest.mark.parametrize("run", [by_manager, by_manager_drawing, by_executor, by_pool])

@@ -62,7 +62,7 @@ class Sandbox(Protocol):
         """
 
     def check(self) -> Check:
-        """Look at what no event of the kernel tells: CPU time, and without cgroups memory."""
+        """Look at what no event of the kernel announces: CPU time, and without cgroups memory."""
 
     def pause(self) -> None:
         """Stop every process in the sandbox until ``resume``."""
@@ -71,7 +71,7 @@ class Sandbox(Protocol):
         """Let the processes go on."""
 
     def kill(self) -> None:
-        """Kill every process of the attempt, wherever it is; returns at once.
+        """Kill every process of the attempt, wherever it is; does not wait.
 
         Safe to call again, and after all are dead.
         """
@@ -79,7 +79,7 @@ class Sandbox(Protocol):
     def remaining(self) -> int | None:
         """Descriptor to wait on while processes are left in the sandbox, or ``None`` when none is.
 
-        It is to be waited on for EPOLLPRI (cgroup.events) or EPOLLIN (a pidfd); whoever waits asks again.
+        It is to be waited on for EPOLLPRI (cgroup.events) or EPOLLIN (a pidfd); after the event, ask again.
         """
 
     def usage(self, wall_seconds: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
@@ -94,7 +94,7 @@ class Backend(Protocol):
 
     name: str
     may_refuse: bool
-    """Whether ``prepare`` may fail on a host where others succeed: the caller then waits to hear of it."""
+    """Whether ``prepare`` may fail on a host where others succeed: the caller then waits for the answer."""
 
     def prepare(self, total_memory: int = 0) -> str:
         """Once per run, in the reaper's process: get ready to open sandboxes.
@@ -115,7 +115,7 @@ class Backend(Protocol):
     def watch_children(self) -> int:
         """Once, in the supervisor, which is a subreaper: a descriptor that can be read when a child has died.
 
-        Upon that, ``child_died`` is to be called.
+        Then call ``child_died``.
         """
 
     def child_died(self) -> None:

@@ -62,7 +62,7 @@ class ForkMemory:
     def largest_process(self, rusage: resource.struct_rusage, *, keeps_memory: bool) -> int | None:
         """Bytes of the largest process of a tree, without what it shared with us at the fork.
 
-        ``ru_maxrss`` counts what a fork shares, and survives exec: of a program it tells something only where it is
+        ``ru_maxrss`` counts what a fork shares, and survives exec: of a program it says something only where it is
         more than that. ``None`` where it does not.
 
         Args:

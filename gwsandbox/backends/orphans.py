@@ -47,7 +47,7 @@ class Orphans:
     # --- in the supervisor, once -------------------------------------------------------------------------
 
     def watch(self) -> int:
-        """Become ready; a descriptor that can be read when a child has died, upon which ``reap`` is to be called."""
+        """Become ready; a descriptor that can be read when a child has died; then call ``reap``."""
         pid = os.getpid()
         self._children = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
         self._deaths = syscalls.signalfd([signal.SIGCHLD])
@@ -57,7 +57,7 @@ class Orphans:
         return [fd for fd in (self._children, self._deaths) if fd >= 0]
 
     def adopt(self, zygote: int, init: int, has_births: Callable[[], bool]) -> None:
-        """There is a new zygote, a child that is to live, whose guests are unknown until it has told of them.
+        """There is a new zygote, a child that is to live, whose guests are unknown until it has answered.
 
         Args:
             zygote: Its pid.

@@ -15,11 +15,12 @@ import dataclasses
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from gwsandbox.backends import marks
 from gwsandbox.backends.base import Check, Counters, lower, said_of_ceilings
+from gwsandbox.backends.descendants import BackendWithOrphans, SandboxWithOrphans
 from gwsandbox.backends.fork_memory import ForkMemory
 from gwsandbox.backends.orphans import Orphans
 from gwsandbox.backends.sampling import Look, Sampler
@@ -44,7 +45,7 @@ _DEGRADED = {
     "memory": (
         "the sum over the tree is sampled, so it can pass the limit for a moment; files on a tmpfs and buffers of "
         "pipes and sockets are not seen; whether a program that failed by itself was refused memory, past "
-        "RLIMIT_DATA {stop} further on, cannot be told"
+        "RLIMIT_DATA {stop} further on, cannot be known"
     ),
     "swap": "counted with memory when that is sampled, not limited by itself",
     "cpu_seconds": (
@@ -96,15 +97,14 @@ class _Plan(NamedTuple):
 _TOTAL_MEMORY = "tasks start only as their memory limits fit under it, and nothing holds what they take together"
 
 
-class RlimitBackend:
+class RlimitBackend(BackendWithOrphans):
     """Limits held by setrlimit(2) and by looking."""
 
     name = "rlimit"
     may_refuse = False
 
     def __init__(self) -> None:
-        self._fork = ForkMemory()
-        self._orphans = Orphans()
+        super().__init__()
         self._room = _room_to_reserve()
         self._has_total = False
         self._plans: dict[tuple[tuple[str, float], ...], _Plan] = {}
@@ -123,19 +123,6 @@ class RlimitBackend:
 
     def adopt_group(self, group: str) -> None:
         """Nothing to clear up but processes, which are the reaper's."""
-
-    def watch_children(self) -> int:
-        return self._orphans.watch()
-
-    def child_died(self) -> None:
-        self._orphans.reap()
-
-    def adopt(self, zygote: int, init: int, has_births: Callable[[], bool]) -> None:
-        self._fork.zygote = zygote
-        self._orphans.adopt(zygote, init, has_births)
-
-    def descriptors(self) -> list[int]:
-        return self._orphans.descriptors()
 
     def open(self, limits: Limits) -> RlimitSandbox:
         requested = limits.requested()
@@ -170,7 +157,7 @@ class RlimitBackend:
         """There are no cgroups; the processes are the reaper's, as the nearest subreaper."""
 
 
-class RlimitSandbox:
+class RlimitSandbox(SandboxWithOrphans):
     """One attempt: its main process, and what comes from it."""
 
     cgroup = None
@@ -183,17 +170,14 @@ class RlimitSandbox:
         fork: ForkMemory,
         orphans: Orphans,
     ) -> None:
+        self._fork = fork
+        self._orphans = orphans
         self.enforcement, self._data_limit, self._is_root = plan
         self._requested = requested
         self._memory = requested.get("memory")
         self.memory_refusable = self._memory is not None
         self.data_limit_at_exec = self._data_limit
         self.first_check = _FASTEST if {"memory", "cpu_seconds", "pids"} & requested.keys() else None
-        self._fork = fork
-        self._orphans = orphans
-        self._pid = self._mark = 0
-        self._waiting = -1
-        self._keeps_memory = False
         self._sampler: Sampler  # from the start on
         self._before = _NOTHING_SEEN
         self._rest = _FASTEST
@@ -267,7 +251,7 @@ class RlimitSandbox:
         for root in self._orphans.roots(self._pid, self._mark):
             if root == self._pid:  # not reaped, so that its number is no other's
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(root, signal.SIGKILL)  # at once, which the kernel makes sure that no fork escapes
+                    os.killpg(root, signal.SIGKILL)  # one call, which no fork escapes
             try:
                 procfs.kill_tree(root)
             except PermissionError:
@@ -283,15 +267,6 @@ class RlimitSandbox:
         held_by_killing = {"wall_seconds", "cpu_seconds", "memory", "pids", "output"} & self._requested.keys()
         degraded = {**self.enforcement.degraded, **dict.fromkeys(held_by_killing, _NOT_KILLABLE)}
         self.enforcement = dataclasses.replace(self.enforcement, degraded=degraded)
-
-    def remaining(self) -> int | None:
-        if self._waiting >= 0:
-            os.close(self._waiting)
-            self._waiting = -1
-        for pid in self._orphans.of(self._mark):
-            self._waiting = os.pidfd_open(pid)
-            return self._waiting
-        return None
 
     def usage(self, wall_seconds: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
         user, system = self._orphans.cpu(self._mark)

@@ -78,7 +78,7 @@ class Sampler:
         return Look(tasks, self._cpu_seconds(found, reaped_cpu), memory)
 
     def _cpu_seconds(self, found: dict[int, procfs.Process], reaped: float) -> float:
-        """The more of two lower bounds: what the living and those who were waited for used, and what was ever seen.
+        """The more of two lower bounds: what the living and the reaped processes used, and what was ever seen.
 
         A parent that ignores SIGCHLD waits for nobody, and the kernel forgets what its children used.
         """

@@ -33,7 +33,7 @@ COMMANDS = {
 
 _EXAMPLES = """
 gwsandbox run --memory 512MiB --timeout 30s -- soffice --headless --convert-to pdf letter.docx
-gwsandbox map --timeout 30s --output-dir out --suffix .pdf --command 'ps2pdf {input} {output}' documents
+gwsandbox map --timeout 30s --output-dir out --suffix .pdf --command 'ps2pdf {} {output}' in
 gwsandbox doctor
 """
 

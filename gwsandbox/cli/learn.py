@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from gwsandbox.cli.map.options import FailureOptions, InputOptions, OutputOptions, ReportOptions, Request
+from gwsandbox.cli.learn_options import LearnOptions
+from gwsandbox.cli.map.options import FailureOptions, InputOptions, OutputOptions, ReportOptions, Request, WorkOptions
 from gwsandbox.cli.messages import Failure
 from gwsandbox.cli.options import BackendName, ChosenLimits
 from gwsandbox.cli.plan import say_limit
@@ -25,25 +26,17 @@ class LearnRequest:
 
     Args:
         command: The program and its arguments; empty where a report is read.
-        over: Files or folders, one of which takes the place of {input} at a time.
-        sample: How many files of them, at most.
-        source: Path of a report, or ``None``.
-        name: Of the profile.
+        options: What the sample is, or the report.
         limits: Under which the sample runs.
         hardening: Likewise.
         backend: Likewise.
-        workers: Tasks at a time.
     """
 
     command: Sequence[str]
-    over: Sequence[str]
-    sample: int
-    source: str | None
-    name: str
+    options: LearnOptions
     limits: ChosenLimits
     hardening: Hardening
     backend: BackendName
-    workers: int
 
 
 def learn(request: LearnRequest) -> int:
@@ -52,13 +45,13 @@ def learn(request: LearnRequest) -> int:
     Raises:
         Failure, SandboxError: Nothing was measured, or nothing can be run or read.
     """
-    if request.source is not None:
-        rows = read_rows(request.source)
-    elif request.over:
+    if request.options.report is not None:
+        rows = read_rows(request.options.report)
+    elif request.options.over:
         rows = _over(request)
     else:
         rows = [_once(request)]
-    print_proposals(rows, request.name)
+    print_proposals(rows, request.options.name)
     return 0
 
 
@@ -136,14 +129,13 @@ def _over(request: LearnRequest) -> list[ReportRow]:
         has_output = any(OUTPUT in word for word in request.command)
         map_files(
             Request(
-                arguments=request.over,
-                command=shlex.join(request.command),
+                arguments=request.options.over or (),
+                work=WorkOptions(
+                    command=shlex.join(request.command), backend=request.backend, workers=request.options.workers
+                ),
                 limits=request.limits,
                 hardening=request.hardening,
-                backend=request.backend,
-                grace=None,
-                workers=request.workers,
-                inputs=InputOptions(learn=request.sample),
+                inputs=InputOptions(learn=request.options.sample),
                 outputs=OutputOptions(output_dir=folder if has_output else None),
                 report=ReportOptions(),
                 failures=FailureOptions(),

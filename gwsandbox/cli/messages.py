@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from gwsandbox.backends.choose import rlimit_degrades
 from gwsandbox.model.errors import DegradedWarning, SandboxError
 from gwsandbox.model.hardening import ENFORCED, OPTIONAL_MECHANISMS
 from gwsandbox.model.limits import OPTIONS, Limits
@@ -90,10 +89,14 @@ def not_hardened(enforcement: Enforcement) -> list[str]:
 
 
 @contextlib.contextmanager
-def degradation_as_message(limits: Limits) -> Iterator[None]:
+def degradation_as_message(limits: Limits, *, has_total: bool = False) -> Iterator[None]:
     """Inside the block a ``DegradedWarning`` prints one line, in the words of the command line.
 
     It names the limits among ``limits`` that this host holds less than fully; where there are none, nothing is printed.
+
+    Args:
+        limits: Those that were asked for.
+        has_total: Whether one on the memory of all tasks together was, too.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("always", DegradedWarning)
@@ -102,7 +105,7 @@ def degradation_as_message(limits: Limits) -> Iterator[None]:
         def print_message(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
             if not issubclass(category, DegradedWarning):
                 show(message, category, *rest, **more)  # type: ignore[arg-type]
-            elif degraded := _degraded(limits):
+            elif degraded := _degraded(limits, has_total=has_total):
                 note(
                     f"warning: no cgroup v2 here, so limits are held by rlimits and sampling: {'; '.join(degraded)}. "
                     "`gwsandbox doctor` says why, and what to do"
@@ -112,8 +115,11 @@ def degradation_as_message(limits: Limits) -> Iterator[None]:
         yield
 
 
-def _degraded(limits: Limits) -> list[str]:
-    return [f"{OPTIONS[name]}: {why}" for name, why in sorted(rlimit_degrades(limits).items())]
+def _degraded(limits: Limits, *, has_total: bool) -> list[str]:
+    from gwsandbox.backends.choose import rlimit_degrades
+
+    total = ["--total-memory: nothing but the moment at which a task starts holds it"] if has_total else []
+    return [f"{OPTIONS[name]}: {why}" for name, why in sorted(rlimit_degrades(limits).items())] + total
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ class Processes:
             raise SandboxError("start supervisor", errno=error.errno or 0, remedy=remedy) from error
 
     def watch(self) -> None:
-        """Be ready to hear of the supervisor, and of the death of its reaper; does no harm if it is done again.
+        """Wait for reports of the supervisor, and for the death of its reaper; safe to call again.
 
         Raises:
             OSError: There is no descriptor for it.

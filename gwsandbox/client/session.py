@@ -142,9 +142,9 @@ class Session:
         return number in self._inherited_tasks
 
     def submit(self, number: int, task: Task | Command) -> None:
-        """Order a task, to be sent by ``flush``. Whatever becomes of it, ``results`` gets its result.
+        """Order a task, to be sent by ``flush``. However it ends, ``results`` gets its result.
 
-        ``last_number`` is ``number`` from then on: who is interrupted knows by it whether this was done.
+        ``last_number`` is ``number`` from then on: an interrupted caller knows by it whether this was done.
         """
         order = self._next_order
         limits = self._options.limits.overridden_by(task.limits)

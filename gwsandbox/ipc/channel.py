@@ -2,7 +2,7 @@
 
 A packet is a head and a pickle; both ends are processes of ours. What a guest wrote travels inside as opaque bytes, or
 as a descriptor, and the supervisor does not look into it. A packet arrives whole or not at all, with its descriptors,
-so whoever is interrupted in the middle of sending can send the same packet again: the receiver knows it by the numbers
+so a sender that is interrupted can send the same packet again: the receiver knows it by the numbers
 of its orders. A pickle that is larger than a packet travels in a memfd.
 """
 
@@ -244,7 +244,7 @@ def number_of(data: bytes) -> int:
 
 
 def descriptors_of(ancillary: Sequence[tuple[int, int, bytes] | None]) -> list[int]:
-    """The descriptors that came with a packet, which belong to whoever received it."""
+    """The descriptors that came with a packet, which belong to the receiver."""
     found = array.array("i")
     for entry in ancillary:
         if entry is not None:
@@ -300,9 +300,9 @@ class Sent(enum.Enum):
     DONE = enum.auto()
     """It is sent."""
     FULL = enum.auto()
-    """The socket takes nothing now; EPOLLOUT tells when it does."""
+    """The socket takes nothing now; EPOLLOUT announces when it does."""
     LATER = enum.auto()
-    """The kernel has no memory or no place for descriptors in flight now; no event tells when it has."""
+    """The kernel has no memory or no place for descriptors in flight now; no event announces when it has."""
 
 
 def send(end: _socket.socket, packet: Packet) -> Sent:

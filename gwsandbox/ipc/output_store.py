@@ -16,7 +16,7 @@ class OutputStore:
         self.fd = -1
 
     def write(self, data: bytes, position: int) -> bool:
-        """Whether all of ``data`` was written; not so past RLIMIT_FSIZE, or without a descriptor to be had."""
+        """Whether all of ``data`` was written; not so past RLIMIT_FSIZE, or where no descriptor is free."""
         try:
             if self.fd < 0:
                 self.fd = os.memfd_create("gwsandbox-output", os.MFD_CLOEXEC)
@@ -25,7 +25,7 @@ class OutputStore:
             return False
 
     def take(self) -> int | None:
-        """The descriptor, for who closes it from here on; ``None`` where nothing was stored."""
+        """The descriptor, which the caller closes from here on; ``None`` where nothing was stored."""
         fd, self.fd = self.fd, -1
         return None if fd < 0 else fd
 

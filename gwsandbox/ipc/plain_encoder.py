@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gwsandbox.ipc import plain_numpy
+from gwsandbox.ipc import plain_format, plain_numpy
 from gwsandbox.ipc.plain_format import (
     BUILTIN_ERRORS,
     COMPLEX128,
@@ -21,8 +21,6 @@ from gwsandbox.ipc.plain_format import (
     FLOAT64,
     INT64,
     LENGTH,
-    LONGEST_FRACTION,
-    LONGEST_NUMBER,
     OURS,
     SHAPE,
     SMALL,
@@ -119,7 +117,7 @@ class _Writer:
             self.tag(Tag.INT, INT64.pack(value))
             return
         self.tag(Tag.LONG)
-        self._long(value, LONGEST_NUMBER)
+        self._long(value, plain_format.LONGEST_NUMBER)
 
     def _long(self, value: int, longest: int) -> None:
         size = value.bit_length() // 8 + 1
@@ -170,15 +168,15 @@ class _Writer:
 
     def decimal(self, value: decimal.Decimal) -> None:
         text = str(value)
-        if len(text) > LONGEST_NUMBER:
+        if len(text) > plain_format.LONGEST_NUMBER:
             raise self._refusal(f"is a number of {len(text)} digits", "return it as text")
         self.tag(Tag.DECIMAL)
         self._bare_text(text)
 
     def fraction(self, value: fractions.Fraction) -> None:
         self.tag(Tag.FRACTION)
-        self._long(value.numerator, LONGEST_FRACTION)
-        self._long(value.denominator, LONGEST_FRACTION)
+        self._long(value.numerator, plain_format.LONGEST_FRACTION)
+        self._long(value.denominator, plain_format.LONGEST_FRACTION)
 
     def path(self, tag: Tag, value: pathlib.PurePath) -> None:
         self.tag(tag)

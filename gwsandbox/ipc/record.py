@@ -126,7 +126,7 @@ def write_exception(fd: int, error: BaseException, delivery: Delivery, _returns:
 def _is_record(fd: int) -> bool:
     """Whether ``fd`` is what ``create`` made.
 
-    The task may have closed it, and opened a file of its own that got the same number. Its place tells: one page
+    The task may have closed it, and opened a file of its own that got the same number. Its place shows that: one page
     fault in a fresh fork, where fstat(2) takes seven.
     """
     try:
@@ -235,7 +235,7 @@ def _aligned(position: int) -> int:
 
 
 def create() -> int:
-    """A memfd for one record, which its guest can tell from any other file."""
+    """A memfd for one record, which its guest can distinguish from any other file."""
     fd = os.memfd_create("gwsandbox-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.lseek(fd, _PLACE, os.SEEK_SET)
     return fd
@@ -323,14 +323,10 @@ def read_inline(record: bytes, load: Load = pickling.load) -> Any:
 
 
 def read_descriptor(fd: int, load: Load = pickling.load) -> Any:
-    """The value, or the ``Raised``, of a large record; the descriptor stays open.
-
-    Args:
-        fd: The descriptor.
-        load: Makes the value of its bytes.
+    """The value, or the ``Raised``, of a large record in ``fd``, which stays open; else as ``read_inline``.
 
     Raises:
-        TransferError: No value can be made of it.
+        TransferError: No value can be made of it, or there is no memory for it.
     """
     head = fitting(lambda: os.pread(fd, _HEAD.size, 0))
     if head[4] & _BYTES_VALUE:

@@ -1,4 +1,4 @@
-"""What an errno means for whoever has to go on: the thing is gone, not now, or never.
+"""What an errno means for a caller that has to go on: the thing is gone, not now, or never.
 
 What is in neither set is "never": to try again changes nothing.
 """
@@ -39,7 +39,7 @@ def is_not_now(error: BaseException) -> bool:
 
 
 class Patience:
-    """How long "not now" is borne: what lasts longer than a few seconds does not pass by waiting."""
+    """How long "not now" is accepted: what lasts longer than a few seconds does not pass by waiting."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self._seconds = seconds

@@ -1,4 +1,4 @@
-"""What a service tells systemd about itself: sd_notify(3), by its documented protocol and no library."""
+"""What a service reports of itself to systemd: sd_notify(3), by its documented protocol and no library."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Manager:
-    """The service manager that started this process, as its environment tells.
+    """The service manager that started this process, as its environment says.
 
     Args:
         address: Of the socket to notify, or ``""`` where nobody wants to know. One that starts with ``@`` is
             in the abstract namespace.
-        watchdog_seconds: How often the manager wants to hear of us at least, or ``None``.
+        watchdog_seconds: Seconds within which the manager expects a ping, or ``None``.
     """
 
     address: str = ""

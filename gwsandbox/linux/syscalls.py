@@ -129,7 +129,7 @@ def openat2(folder: int, path: str, flags: int, *, resolve: int) -> int:
 
 
 def tid_address() -> int:
-    """Where the C library keeps this thread's id; 0 where the kernel cannot tell (no CHECKPOINT_RESTORE)."""
+    """Where the C library keeps this thread's id; 0 where the kernel does not say (no CHECKPOINT_RESTORE)."""
     address = ctypes.c_ulong()
     failed = _prctl(*_longs(_PR_GET_TID_ADDRESS, ctypes.addressof(address), 0, 0, 0))
     return 0 if failed else address.value

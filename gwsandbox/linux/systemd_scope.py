@@ -25,7 +25,7 @@ _ROOT_SLICE = "-.slice"
 _SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _SECONDS_TO_WAIT = 25  # D-Bus's own default
 _REMEDY = "see systemctl status, or start under: systemd-run --scope -p Delegate=yes -- COMMAND"
-_SENDER = 0  # in the place of a pid: whoever sends the message, whatever his PID namespace calls him
+_SENDER = 0  # in the place of a pid: the sender of the message, in any PID namespace
 _NO_LIMIT = 2**64 - 1
 _numbers = itertools.count()
 _MANAGER = {
@@ -188,7 +188,7 @@ def _confines(name: str, unit: Unit) -> bool:
 def _bus(step: str, value: str, path: str = "") -> Iterator[_Bus]:
     """A connection to systemd's manager, with its failures as errors of ours."""
     try:
-        # 35 ms, for who was not started with a delegated cgroup only.
+        # 35 ms, only where this process was not started in a delegated cgroup.
         from jeepney.io.blocking import open_dbus_connection  # noqa: PLC0415
 
         with open_dbus_connection(f"unix:path={path or bus_path()}") as connection:

@@ -14,7 +14,7 @@ Whose fault it is shows in the type::
       InitializerFailed     an executor's initializer raised in its guest
       TaskCancelled         the caller ended it
       TransferError         its arguments, result or exception could not travel between processes
-        RemoteError         stands for its exception, whose own class is not to be had in this process
+        RemoteError         stands for its exception, of a class that this process cannot import
     DegradedWarning         a limit will be held by less than a cgroup
 
 A limit of wall-clock time ends in the built-in ``TimeoutError``, one of memory in ``MemoryError``.
@@ -33,7 +33,7 @@ class SandboxError(Exception):
         path: The file or object that it was done to, or ``""``.
         value: What was being written or asked for, or ``""``.
         errno: The system's error number, or 0.
-        remedy: The command or change that mends it, or ``""``.
+        remedy: The command or change that helps, or ``""``.
     """
 
     def __init__(self, step: str, *, path: str = "", value: str = "", errno: int = 0, remedy: str = "") -> None:
@@ -112,7 +112,7 @@ class TransferError(GuestError):
 
 
 class RemoteError(TransferError):
-    """Stands for an exception of a task that cannot be made in this process: its own class is not to be had here.
+    """Stands for an exception of a task that this process cannot make, as it cannot import the class.
 
     Args:
         type_name: The class of the exception, with its module.
@@ -127,8 +127,8 @@ class RemoteError(TransferError):
         self.reason = reason
 
     def __str__(self) -> str:
-        told = f"{self.type_name}: {self.text}"
-        return f"{told} (the exception itself cannot be sent back: {self.reason})" if self.reason else told
+        text = f"{self.type_name}: {self.text}"
+        return f"{text} (the exception itself cannot be sent back: {self.reason})" if self.reason else text
 
 
 class RemoteTraceback(Exception):
@@ -143,4 +143,4 @@ class RemoteTraceback(Exception):
 
 
 class DegradedWarning(UserWarning):
-    """Limits will be held by less than a cgroup; the text names what is lost and what mends it."""
+    """Limits will be held by less than a cgroup; the text names what is lost and what to do."""

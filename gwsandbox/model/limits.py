@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 # ASCII: or \d takes digits of every script, and IGNORECASE the long s and the Kelvin sign for letters.
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -23,6 +23,8 @@ _SECONDS = {
 _DURATION_PART = re.compile(rf"({_NUMBER})\s*({'|'.join(sorted(_SECONDS, key=len, reverse=True))})\s*", _FLAGS)
 _DURATION = re.compile(rf"\s*(?:{_NUMBER}\s*|(?:{_DURATION_PART.pattern})+)", _FLAGS)
 _PERCENTAGE = re.compile(rf"\s*({_NUMBER})\s*%\s*", _FLAGS)
+
+_Number = TypeVar("_Number", int, float)
 
 MIB, GIB = 1024**2, 1024**3  # bytes
 LARGEST_SIZE = 2**60  # so that what is added to it is still a size for the kernel, whose type is signed
@@ -108,20 +110,6 @@ def _plain_number(value: object) -> object:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
-def check_size(value: object, name: str) -> int:
-    """``value`` as bytes: a whole number, or a text like ``"512MiB"``.
-
-    Raises:
-        TypeError, ValueError: As ``check_count``; or it is more than any machine has.
-    """
-    if isinstance(value, str):
-        value = parse_size(value, name)
-    number = check_count(value, name)
-    if number > LARGEST_SIZE:
-        raise ValueError(f"{name} of {number} bytes is more than any machine has ({LARGEST_SIZE})")
-    return number
-
-
 def check_count(value: object, name: str) -> int:
     """``value`` as a whole number that is not negative.
 
@@ -134,27 +122,33 @@ def check_count(value: object, name: str) -> int:
     return int(number)
 
 
-def _check_pids(value: object, name: str) -> int:
-    number = check_count(value, name)
-    if number > _MOST_PIDS:
-        raise ValueError(f"{name} of {number} is more than the kernel can count ({_MOST_PIDS})")
+def _at_most(most: float, number: _Number, name: str, complaint: str) -> _Number:
+    if number > most:
+        raise ValueError(f"{name} of {number}{complaint}")
     return number
+
+
+def check_size(value: object, name: str) -> int:
+    """``value`` as bytes: a whole number, or a text like ``"512MiB"``.
+
+    Raises:
+        TypeError, ValueError: As ``check_count``; or it is more than any machine has.
+    """
+    number = check_count(parse_size(value, name) if isinstance(value, str) else value, name)
+    return _at_most(LARGEST_SIZE, number, name, f" bytes is more than any machine has ({LARGEST_SIZE})")
+
+
+def _check_pids(value: object, name: str) -> int:
+    return _at_most(_MOST_PIDS, check_count(value, name), name, f" is more than the kernel can count ({_MOST_PIDS})")
 
 
 def _check_files(value: object, name: str) -> int:
-    number = check_count(value, name)
-    if number > _MOST_FILES:
-        raise ValueError(f"{name} of {number} is more than a process can have ({_MOST_FILES})")
-    return number
+    return _at_most(_MOST_FILES, check_count(value, name), name, f" is more than a process can have ({_MOST_FILES})")
 
 
 def _check_seconds(value: object, name: str) -> float:
-    if isinstance(value, str):
-        value = parse_duration(value, name)
-    number = check_number(value, name)
-    if number > LONGEST_SECONDS:
-        raise ValueError(f"{name} of {number} s is more than 31 years; the unit is seconds")
-    return number
+    number = check_number(parse_duration(value, name) if isinstance(value, str) else value, name)
+    return _at_most(LONGEST_SECONDS, number, name, " s is more than 31 years; the unit is seconds")
 
 
 def _check_cpus(value: object, name: str) -> float:
@@ -163,9 +157,7 @@ def _check_cpus(value: object, name: str) -> float:
     number = check_number(value, name)
     if 0 < number < _SMALLEST_CPU_SHARE:
         raise ValueError(f"{name} of {number} is less than the kernel can give ({_SMALLEST_CPU_SHARE})")
-    if number > _MOST_CPUS:
-        raise ValueError(f"{name} of {number} is more than any machine has ({_MOST_CPUS})")
-    return float(number)
+    return float(_at_most(_MOST_CPUS, number, name, f" is more than any machine has ({_MOST_CPUS})"))
 
 
 _CHECKS = {

@@ -21,8 +21,8 @@ class RunOptions(NamedTuple):
         trusted: Python calls hold the caller's descriptors, and their values are unpickled. Where it is False, guests
             hold no descriptor but the standard three, and only bytes arrive of their values and only the outcome of
             their exceptions.
-        says_begins: The caller wants to hear when the time of each guest begins.
-        grace_seconds: Seconds between SIGTERM and SIGKILL at the end of a task's wall-clock time; 0 is SIGKILL at once.
+        says_begins: The caller gets a message when the time of each guest begins.
+        grace_seconds: Seconds between SIGTERM and SIGKILL at the end of a task's wall-clock time; 0 is SIGKILL alone.
         hardening: What a guest may see and do.
         modules: Files and folders of modules that the caller has loaded, where guests may read only some files.
         preload: Modules that a clean interpreter imports once.

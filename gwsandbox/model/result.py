@@ -42,7 +42,21 @@ class Usage:
     """What the guest and all its descendants used. ``None`` is "not measured", never 0.
 
     ``sources`` names for each measured field where its figure comes from, for example
-    ``usage.sources["memory_peak_bytes"] == "memory.peak"``. Seconds are floats, sizes are bytes.
+    ``usage.sources["memory_peak_bytes"] == "memory.peak"``.
+
+    Args:
+        wall_seconds: From the guest's first instruction of the task to its death, in seconds of the monotonic clock.
+        cpu_user_seconds: CPU time in user mode, of all processes and threads.
+        cpu_system_seconds: CPU time in the kernel, likewise.
+        memory_peak_bytes: Most memory at a time.
+        swap_peak_bytes: Most swap at a time.
+        pids_peak: Most processes and threads at a time.
+        oom_kills: Processes that the OOM killer has ended.
+        pids_limit_hits: Forks and threads that the limit has refused.
+        io_read_bytes: Bytes that were read from block devices.
+        io_write_bytes: Bytes that were written to block devices.
+        memory_pressure_seconds: Time in which some process waited for memory.
+        sources: Where each figure comes from, by the field's name.
     """
 
     wall_seconds: float | None = None

@@ -2,7 +2,7 @@
 
 It is given once, when nothing of the guest lives any more. A whole record comes first: the function had returned or
 raised, and what ended the guest later changes nothing of that. Then comes what was noted *before* our own kill, then
-the kernel's counters, the wait status last: SIGKILL alone says nothing about who sent it.
+the kernel's counters, the wait status last: SIGKILL alone does not say which process sent it.
 
 How the kernel counts (Documentation/admin-guide/cgroup-v2.rst, "memory.events"; commit b6bf9abb0aa4): ``oom``
 counts in the group whose limit was reached, ``oom_kill`` in the groups that the victims belong to;
@@ -68,7 +68,7 @@ class Evidence(NamedTuple):
     Args:
         exit_code: Exit code, or minus the signal's number.
         delivery: What came through the result descriptor.
-        is_command: A program: only its exit code tells success.
+        is_command: A program: only its exit code says whether it succeeded.
         reason: Why we ended it, where we did.
         oom_events: ``oom`` of ``memory.events.local``: how often this task's own limit was reached in vain.
         oom_kills: ``oom_kill`` of ``memory.events``: victims in the guest, of nested groups too.

@@ -72,12 +72,9 @@ class Dispatcher:
         metrics: Metrics,
     ) -> None:
         self.config = config
-        self._spool = spool
-        self._database = database
-        self._watcher = watcher
-        self._pool = pool
-        self._journal = journal
-        self._metrics = metrics
+        self._spool, self._database = spool, database
+        self._watcher, self._pool = watcher, pool
+        self._journal, self._metrics = journal, metrics
         self.storage = StorageGuard(journal, spool.check_storage)
         self.is_stopping = False
         self._waiting: list[tuple[float, int, Job]] = []

@@ -57,7 +57,7 @@ class FinishedAttempt:
 
 def without_guest(job: Job, rows: Sequence[AttemptRow], outcome: str, detail: str) -> FinishedAttempt:
     """The record of an attempt without a result: its guest never ran, or ran under an earlier service."""
-    return FinishedAttempt(job=job, rows=tuple(rows), end=AttemptEnd(outcome, detail, ended_at=time.time()))
+    return FinishedAttempt(job=job, rows=tuple(rows), end=AttemptEnd(outcome, detail=detail, ended_at=time.time()))
 
 
 def from_result(job: Job, rows: Sequence[AttemptRow], result: TaskResult) -> FinishedAttempt:
@@ -71,7 +71,7 @@ def from_result(job: Job, rows: Sequence[AttemptRow], result: TaskResult) -> Fin
         cpu = usage.cpu_user_seconds + usage.cpu_system_seconds
     end = AttemptEnd(
         outcome,
-        shown(detail)[:_LONGEST_DETAIL],
+        detail=shown(detail)[:_LONGEST_DETAIL],
         ended_at=time.time() if result.end_time is None else result.end_time,
         exit_code=result.exit_code,
         wall_seconds=usage.wall_seconds,

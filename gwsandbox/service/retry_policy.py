@@ -31,7 +31,7 @@ def decide(attempt: FinishedAttempt, config: ServiceConfig, *, is_stopping: bool
     Args:
         attempt: The attempt and the job's history.
         config: How often a file may be tried.
-        is_stopping: The service is stopping: whoever kills it may have killed the guest too.
+        is_stopping: The service is stopping: a kill of the service may have killed the guest too.
     """
     outcome, before = attempt.end.outcome, Counter(attempt.earlier)
     if outcome == Outcome.SUCCEEDED.name:

@@ -106,7 +106,7 @@ class WorkerPool:
             session.close()
 
     def reconfigure(self, config: ServiceConfig) -> None:
-        """Take over a configuration: at once where that is possible, else with the next supervisor."""
+        """Take over a configuration: now where that is possible, else with the next supervisor."""
         before, self._config = self._config, config
         self._is_outdated |= any(
             getattr(before, name) != getattr(config, name) for name in ("worker", "workers", "backend", "hardening")

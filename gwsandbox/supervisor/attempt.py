@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import resource
 import select
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -20,7 +23,9 @@ from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.result import Outcome, Usage
 from gwsandbox.model.verdict import RESULT_LOST, Delivery, Evidence, Reason, explain, judge
+from gwsandbox.supervisor.event_loop import EventLoop
 from gwsandbox.supervisor.output import OutputPipe
+from gwsandbox.supervisor.reserve import Reserve
 
 Steps = Generator[tuple[int, int], None, None]
 """What is waited for, one after the other: a descriptor and an epoll mask."""
@@ -98,7 +103,7 @@ class Attempt:
         self.next_check = None if self.next_check is None else self.next_check + seconds
 
     def kill(self) -> None:
-        """Kill all that is in the sandbox, and the guest itself wherever somebody may have moved it."""
+        """Kill all that is in the sandbox, and the guest itself, which another process may have moved out."""
         if self.ended_at is None:
             self.ended_at = time.monotonic()
         self.kill_guest()
@@ -111,6 +116,35 @@ class Attempt:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             elif self.pid and not self.dead:
                 os.kill(self.pid, signal.SIGKILL)  # nobody else reaps it, so the pid is still its own
+
+    def await_emptiness(self, reserve: Reserve) -> Steps:
+        """Kill what the guest's first process left, until nothing lives in the sandbox any more."""
+        while True:
+            remaining = reserve.use(self.sandbox.remaining)
+            if remaining is None:
+                return
+            reserve.use(self.kill)
+            yield remaining, select.EPOLLPRI | select.EPOLLIN
+
+    def take_stock(self, reserve: Reserve, elapsed: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
+        """What the guest used. A failure here loses no result: a guest may have removed the leaf."""
+        try:
+            return reserve.use(functools.partial(self.sandbox.usage, elapsed, rusage))
+        except Exception as error:  # noqa: BLE001 - as said
+            sources = {"wall_seconds": "CLOCK_MONOTONIC", "memory_peak_bytes": f"not read: {error}"}
+            return Usage(wall_seconds=elapsed, sources=sources), Counters()
+
+    def drain(self, pipe: OutputPipe, loop: EventLoop) -> Steps:
+        """Nobody writes any more: read to the end, and pass all of it on."""
+        pipe.forget(loop)
+        while True:
+            _, exceeded = pipe.read(sys.maxsize)
+            if exceeded and self.reason is None:
+                self.reason = Reason.OUTPUT
+            if pipe.pass_on() and pipe.target is not None:
+                yield pipe.target, select.EPOLLOUT
+            else:
+                return  # if it has not ended now, somebody outside of the sandbox holds the other end
 
     def is_cleared(self) -> bool:
         """Take away what is left of an attempt that comes to nothing; whether all of it is gone. Never waits."""

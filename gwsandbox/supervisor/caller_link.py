@@ -57,13 +57,9 @@ class CallerLink:
     ) -> None:
         self.orders: deque[Order] = deque()
         self.is_closed = False
-        self._channel = channel
-        self._caller = caller
-        self._loop = loop
-        self._reserve = reserve
-        self._closed = closed
-        self._signalled = signalled
-        self._cancelled = cancelled
+        self._channel, self._caller = channel, caller
+        self._loop, self._reserve = loop, reserve
+        self._closed, self._signalled, self._cancelled = closed, signalled, cancelled
         self._mask = 0
         self._resend_at: float | None = None
         self._receive_at: float | None = None
@@ -82,7 +78,7 @@ class CallerLink:
     def _caller_died(self) -> None:
         self._loop.forget(self._pidfd)
         self.close_down()
-        self._channel.drop()  # others may hold its end of the socket, which then does not tell
+        self._channel.drop()  # others may hold its end of the socket, which then never ends
 
     def close_down(self) -> None:
         """Take no more orders, and cancel those that wait."""

@@ -18,7 +18,7 @@ class EventLoop:
         return self._epoll.fileno()
 
     def watch(self, fd: int, mask: int, handler: Callable[[], None]) -> None:
-        """Call ``handler`` whenever an event of ``mask`` is there. It may come too early once, and must bear that.
+        """Call ``handler`` whenever an event of ``mask`` is there. A call may come too early.
 
         Raises:
             OSError: The kernel refused; then nothing is watched.

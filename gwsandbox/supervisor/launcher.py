@@ -70,10 +70,8 @@ class Launcher:
         self._backend = backend
         self._inherited_tasks = inherited_tasks
         self._options = options
-        self._loop = loop
-        self._reserve = reserve
-        self._refuse = refuse
-        self._requeue = requeue
+        self._loop, self._reserve = loop, reserve
+        self._refuse, self._requeue = refuse, requeue
         self._note_confinement = note_confinement
         self._is_confined = False
         self._zygote: ZygoteProcess | None = None
@@ -171,7 +169,7 @@ class Launcher:
         zygote = self._zygote
         self._close_zygote()
         if not self._is_confined and self._options.hardening.require:
-            self._note_confinement({})  # somebody waits to hear of it
+            self._note_confinement({})  # the caller waits for it
         self._lose_births(0 if zygote is None else zygote.failure_errno)
 
     def _lose_births(self, why: int) -> None:
@@ -216,7 +214,7 @@ class Launcher:
         if self._held is not None:
             self._send_held()
         if now >= self._birth_deadline:
-            self._zygote.kill()  # its pidfd tells when it is dead
+            self._zygote.kill()  # its pidfd announces its death
         else:
             self._zygote.wake()
 
@@ -250,7 +248,7 @@ class Launcher:
         try:
             refused = self._zygote.send(packet)
         except BrokenPipeError:
-            return  # its pidfd tells, and then the order is tried once more
+            return  # its pidfd announces its death, and then the order is tried once more
         except OSError as error:
             self._held = None
             self.abandon(attempt)

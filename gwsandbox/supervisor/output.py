@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from gwsandbox.ipc.output_store import PLACES, OutputStore
+from gwsandbox.supervisor.event_loop import EventLoop
 
 _CHUNK = 1 << 16
 _CHUNKS_AT_A_TIME = 16
@@ -70,7 +71,7 @@ class OutputPipe:
     def read(self, chunks: int = _CHUNKS_AT_A_TIME) -> tuple[bool, bool]:
         """Read and pass on what there is; (more may come, more was written than the budget allows).
 
-        At most ``chunks`` of it: who writes as fast as we read would keep us from everything else. Does not
+        At most ``chunks`` of it: a guest that writes as fast as we read would keep us from everything else. Does not
         read while what came before could not be passed on, so that the guest waits as it would.
         """
         while chunks and not self.pass_on():
@@ -103,6 +104,12 @@ class OutputPipe:
                 written = len(self._pending)
             self._pending = self._pending[written:]
         return False
+
+    def forget(self, loop: EventLoop) -> None:
+        """Wait for neither of its ends any more."""
+        loop.forget(self.fd)
+        if self.target is not None:
+            loop.forget(self.target)
 
     def discard(self) -> None:
         """Give up what is pending."""

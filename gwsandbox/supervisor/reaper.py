@@ -1,7 +1,7 @@
 """The reaper: a process between the caller and the supervisor that only waits for the supervisor.
 
 A guest runs as the same user as the supervisor and may stop or kill it. A stopped one would hold no deadline
-any more, so the reaper continues it at once. When it was killed, the reaper kills and removes what it left:
+any more, so the reaper continues it. When it was killed, the reaper kills and removes what it left:
 through its cgroups, and as the subreaper that its orphans are handed to.
 """
 
@@ -34,15 +34,10 @@ def watch_over(backend: Backend, supervise: Callable[[], None], end: _socket.soc
         SandboxError: The supervisor cannot be forked.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    # A caller that ignores it has its children reaped by the kernel, and wait() would tell us nothing.
+    # A caller that ignores it has its children reaped by the kernel, and wait() would report nothing.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     syscalls.be_subreaper()
-    try:
-        pid = os.fork()
-    except OSError as error:
-        backend.destroy()
-        remedy = "see ulimit -u and the cgroup's pids.max"
-        raise SandboxError("fork supervisor", errno=error.errno or 0, remedy=remedy) from error
+    pid = _fork(backend)
     code = 1
     try:
         if pid == 0:
@@ -62,6 +57,15 @@ def watch_over(backend: Backend, supervise: Callable[[], None], end: _socket.soc
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _fork(backend: Backend) -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        backend.destroy()
+        remedy = "see ulimit -u and the cgroup's pids.max"
+        raise SandboxError("fork supervisor", errno=error.errno or 0, remedy=remedy) from error
 
 
 def _say_started(end: _socket.socket, pid: int, group: str) -> None:

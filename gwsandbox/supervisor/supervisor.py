@@ -17,6 +17,8 @@ Five kinds of processes take part::
   their pipes, the "populated" event of their cgroups, the caller's pidfd, and the nearest deadline. Nothing is
   polled but what has no event: CPU time, and without cgroups memory.
 * The **zygote** (``guest/zygote.py``) forks the guests, into the sandboxes that the supervisor has opened for them.
+  Where guests see only what they are given, both are in a PID namespace (``guest/pid_namespace.py``), whose first
+  process reaps what is left there. The supervisor is outside, and their parent all the same.
 * A **guest** (``guest/child.py``) is a fresh process. It comes as far as the task's first instruction and waits there
   for its time, while others run. Its record (``ipc/record.py``) goes into a memfd that is passed on to the
   caller unread.
@@ -32,8 +34,8 @@ counters, the wait status last.
 What may fail
 =============
 
-The loop never blocks: no send, no wait for a peer that somebody may have stopped. A death is learnt by a pidfd, as an
-end-of-file tells nothing while somebody else holds the other end. What a failing step costs:
+The loop never blocks: no send, no wait for a peer that somebody may have stopped. A pidfd announces a death:
+an end-of-file says nothing while another process holds the other end. What a failing step costs:
 
 ===============================================  ===================================================================
 step                                             where it fails
@@ -54,20 +56,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import resource
 import select
-import sys
 import time
 from collections.abc import Callable, Mapping
 
-from gwsandbox.backends.base import Backend, Counters
+from gwsandbox.backends.base import Backend
 from gwsandbox.ipc.channel import Begun, Cancel, Confined, Ended, Order
 from gwsandbox.ipc.channel_end import Channel
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
 from gwsandbox.model.options import RunOptions
-from gwsandbox.model.result import Usage
 from gwsandbox.model.task import Command, Task
 from gwsandbox.model.verdict import Reason
 from gwsandbox.supervisor.attempt import Attempt, Steps, report
@@ -154,7 +153,7 @@ class Supervisor:
             self._loop.turn(self._seconds_to_wait())
             self._launcher.look(time.monotonic())
         self._launcher.close()
-        # First all cgroups, then the end of the socket: who reads that finds nothing left.
+        # First all cgroups, then the end of the socket: once the caller reads that, nothing is left.
         self._reserve.use(self._backend.destroy)
         self._link.close()
 
@@ -226,7 +225,7 @@ class Supervisor:
                 self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
 
     def _note_confinement(self, held: dict[str, str]) -> None:
-        """Tell the caller what holds the run's hardening; where that is too little, nothing is run."""
+        """Send the caller what holds the run's hardening; where that is too little, nothing is run."""
         required = self._options.hardening.require & self._options.hardening.mechanisms()
         missing = [name for name in sorted(required) if held.get(name) != ENFORCED]
         if not missing:
@@ -351,7 +350,7 @@ class Supervisor:
         self._reserve.use(functools.partial(self._loop.watch, fd, mask, proceed))
 
     def _give_up(self, attempt: Attempt, error: Exception) -> None:
-        """We failed in the middle of an attempt: nothing of it may live on, and the caller is told."""
+        """We failed in the middle of an attempt: nothing of it may live on, and the caller gets a report."""
         if self._attempts.pop(attempt.order.number, None) is None:
             return  # given up already, by a step further inside
         for fd in attempt.descriptors():
@@ -370,13 +369,13 @@ class Supervisor:
             reaped, status, rusage = os.wait4(attempt.pid, os.WNOHANG)
         attempt.dead = True
         elapsed, end_time = time.monotonic() - attempt.started, time.time()
-        yield from self._await_emptiness(attempt)
+        yield from attempt.await_emptiness(self._reserve)
         for pipe in attempt.outputs:
-            yield from self._drain_output(attempt, pipe)
+            yield from attempt.drain(pipe, self._loop)
         del self._attempts[attempt.order.number]
         self._begin_ready()  # the next one works while we take stock of this one
         self._attempts[attempt.order.number] = attempt
-        usage, counters = self._take_stock(attempt, elapsed, rusage)
+        usage, counters = attempt.take_stock(self._reserve, elapsed, rusage)
         exit_code = os.waitstatus_to_exitcode(status)
         made, large = self._reserve.use(functools.partial(report, attempt, exit_code, end_time, usage, counters))
         with contextlib.suppress(Exception):  # the result stands; at the end of the run the backend removes the rest
@@ -389,26 +388,9 @@ class Supervisor:
         del self._attempts[attempt.order.number]
         self._link.report(made, large)
 
-    def _await_emptiness(self, attempt: Attempt) -> Steps:
-        """Kill what the guest's first process left, until nothing lives in the sandbox any more."""
-        while True:
-            remaining = self._reserve.use(attempt.sandbox.remaining)
-            if remaining is None:
-                return
-            self._reserve.use(attempt.kill)
-            yield remaining, select.EPOLLPRI | select.EPOLLIN
-
-    def _take_stock(self, attempt: Attempt, elapsed: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
-        """What the guest used. A result is not lost for it: somebody may have removed the leaf from under us."""
-        try:
-            return self._reserve.use(functools.partial(attempt.sandbox.usage, elapsed, rusage))
-        except Exception as error:  # noqa: BLE001 - as said
-            sources = {"wall_seconds": "CLOCK_MONOTONIC", "memory_peak_bytes": f"not read: {error}"}
-            return Usage(wall_seconds=elapsed, sources=sources), Counters()
-
     def _read_output(self, attempt: Attempt, pipe: OutputPipe) -> None:
         """Read what is there, and wait for more, or until what came can be passed on."""
-        self._forget_output(pipe)
+        pipe.forget(self._loop)
         more, exceeded = pipe.read()
         if exceeded:
             attempt.end(Reason.OUTPUT)
@@ -419,20 +401,3 @@ class Supervisor:
             self._loop.watch(pipe.target, select.EPOLLOUT, again)
         else:
             self._loop.watch(pipe.fd, select.EPOLLIN, again)
-
-    def _drain_output(self, attempt: Attempt, pipe: OutputPipe) -> Steps:
-        """Nobody writes any more: read to the end, and pass all of it on."""
-        self._forget_output(pipe)
-        while True:
-            _, exceeded = pipe.read(sys.maxsize)
-            if exceeded and attempt.reason is None:
-                attempt.reason = Reason.OUTPUT
-            if pipe.pass_on() and pipe.target is not None:
-                yield pipe.target, select.EPOLLOUT
-            else:
-                return  # if it has not ended now, somebody outside of the sandbox holds the other end
-
-    def _forget_output(self, pipe: OutputPipe) -> None:
-        self._loop.forget(pipe.fd)
-        if pipe.target is not None:
-            self._loop.forget(pipe.target)

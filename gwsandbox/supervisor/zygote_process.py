@@ -130,7 +130,7 @@ class ZygoteProcess:
             if is_not_now(error):
                 self.failure_errno = errno_of(error)
                 self.kill()  # or the answer that cannot be read would wake us without end: another takes its place
-            return None  # where it is gone, its pidfd tells
+            return None  # where it is gone, its pidfd announces that
         if len(data) < ANSWER.size:
             return None
         if len(data) > ANSWER.size:

@@ -1,4 +1,4 @@
-"""What the bench and a side tell each other: plain dictionaries, because a side marshals them.
+"""What the bench and a side send each other: plain dictionaries, because a side marshals them.
 
 The types cost a side nothing where only a type checker imports this module.
 """
@@ -54,7 +54,7 @@ class Answer(TypedDict, total=False):
         faults: Page faults of the same processes.
         kinds: The types of the results, or the outcomes.
         samples: Of a long run.
-        peak: Memory in bytes, or `None` where the tool does not tell.
+        peak: Memory in bytes, or `None` where the tool does not say.
         source: Where gwsandbox has the peak from.
         whole: Whether all results came complete.
     """

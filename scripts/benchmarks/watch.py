@@ -53,7 +53,7 @@ def open_fifo() -> Iterator[Fifo]:
 
 
 def lives(side: Side, fifo: Fifo, **order: object) -> list[Life]:
-    """Order a round of tasks that tell, and see each begin and end. A task that ends before it is seen is left out.
+    """Order a round of tasks that report, and see each begin and end. A task that ends before it is seen is left out.
 
     Raises:
         Absent: The side cannot do it.

@@ -23,14 +23,14 @@ CONVERTED_PHOTOS = {
         "-resize 300x -colorspace Gray -interlace PNG -define png:bit-depth=16 -define png:color-type=0",
         "a photograph in grey, 16 bits a pixel, interlaced",
     ),
-    "still.gif": ("flower", "-resize 320x -colors 128 -interlace GIF", "a photograph in 128 colours, interlaced"),
-    "lzw.tif": ("coffee", "-resize 320x -compress LZW", "a photograph, LZW with a predictor"),
-    "photo.bmp": ("chelsea", "-resize 240x -type TrueColor", "a photograph, 24 bits a pixel"),
     "palette.bmp": (
         "camera",
         "-resize 256x -colors 64 -compress RLE",
         "a photograph in 64 colours, run-length encoded",
     ),
+    "still.gif": ("flower", "-resize 320x -colors 128 -interlace GIF", "a photograph in 128 colours, interlaced"),
+    "lzw.tif": ("coffee", "-resize 320x -compress LZW", "a photograph, LZW with a predictor"),
+    "photo.bmp": ("chelsea", "-resize 240x -type TrueColor", "a photograph, 24 bits a pixel"),
     "large.jpg": ("china", "-interlace JPEG -quality 80", "a photograph at a camera's size, progressive"),
     "large.png": ("china", "-resize 900x", "a photograph with a sensor's noise"),
 }

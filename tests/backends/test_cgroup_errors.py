@@ -13,15 +13,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import features
 import pytest
 from cli_support import HANG_AFTER, environment
-from support import Program, run_one
+from groups import make_group
+from support import Program
 
 from gwsandbox import CgroupError, Limits
 from gwsandbox.backends.cgroup import files, run_group, subtree
 from gwsandbox.backends.cgroup.backend import CgroupBackend
-from gwsandbox.backends.cgroup.delegation import DelegatedRoot, find_root
+from gwsandbox.backends.cgroup.delegation import DelegatedRoot
 from gwsandbox.linux import procfs, systemd_scope
 
 pytestmark = pytest.mark.cgroup2
@@ -42,12 +42,18 @@ except CgroupError as error:
 @pytest.fixture
 def group() -> Iterator[str]:
     """A group of our own, with the controllers."""
-    features.need("delegated")
-    assert run_one("cgroup", abs, -1).success  # from here on the root gives its controllers on
-    path = f"{find_root().path}/errors"
-    os.mkdir(path)
+    path = make_group("errors")
     yield path
     run_group.destroy(path)
+
+
+@pytest.fixture
+def inmate(group: str) -> Iterator[Program]:
+    """A program that lives in the group."""
+    with Program("print('up', flush=True); input()") as program:
+        assert program.line() == "up"
+        put(group, "cgroup.procs", str(program.pid))
+        yield program
 
 
 @pytest.fixture
@@ -151,14 +157,12 @@ def test_controllers_that_are_not_there(group: str) -> None:
     assert ends(caught.value, errno.ENOENT)
 
 
-def test_a_process_that_cannot_step_aside(group: str, threaded: str, folder: int) -> None:
-    with Program("print('up', flush=True); input()") as program:
-        assert program.line() == "up"
-        put(group, "cgroup.procs", str(program.pid))
-        with pytest.raises(CgroupError) as caught:
-            run_group._move_processes(folder, group)
-        assert str(caught.value).startswith(f"step aside: {group}/supervisor/cgroup.procs ('{program.pid}'): ")
-        assert ends(caught.value, errno.EOPNOTSUPP)
+@pytest.mark.usefixtures("threaded")
+def test_a_process_that_cannot_step_aside(group: str, folder: int, inmate: Program) -> None:
+    with pytest.raises(CgroupError) as caught:
+        run_group._move_processes(folder, group)
+    assert str(caught.value).startswith(f"step aside: {group}/supervisor/cgroup.procs ('{inmate.pid}'): ")
+    assert ends(caught.value, errno.EOPNOTSUPP)
 
 
 def test_a_group_that_cannot_be_killed(threaded: str) -> None:
@@ -172,22 +176,19 @@ def test_a_group_that_cannot_be_killed(threaded: str) -> None:
     assert ends(caught.value, errno.EOPNOTSUPP)
 
 
-def test_what_lives_in_a_threaded_group_is_killed_from_above(group: str, threaded: str, folder: int) -> None:
-    with Program("print('up', flush=True); input()") as program:
-        assert program.line() == "up"
-        put(group, "cgroup.procs", str(program.pid))
-        put(threaded, "cgroup.threads", str(program.pid))
-        run_group.kill(folder, group)
-        assert program.wait() == -signal.SIGKILL
+def test_what_lives_in_a_threaded_group_is_killed_from_above(
+    group: str, threaded: str, folder: int, inmate: Program
+) -> None:
+    put(threaded, "cgroup.threads", str(inmate.pid))
+    run_group.kill(folder, group)
+    assert inmate.wait() == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("inmate")
 def test_a_group_in_which_something_lives(group: str) -> None:
-    with Program("print('up', flush=True); input()") as program:
-        assert program.line() == "up"
-        put(group, "cgroup.procs", str(program.pid))
-        with pytest.raises(CgroupError, match=f"remove cgroup: {group}") as caught:
-            remove(group)
-        assert ends(caught.value, errno.EBUSY)
+    with pytest.raises(CgroupError, match=f"remove cgroup: {group}") as caught:
+        remove(group)
+    assert ends(caught.value, errno.EBUSY)
 
 
 # --- systemd, which removes the groups of a scope that has ended, while we do ----------------------------
@@ -262,7 +263,7 @@ has_systemd = pytest.mark.skipif(systemd_scope.why_none() is not None, reason="n
 
 
 def refused_scope(*before: str, env: dict[str, str] | None = None, options: tuple[str, ...] = ()) -> str:
-    """What is said when no scope is to be had."""
+    """The error where systemd gives no scope."""
     done = subprocess.run(
         [*before, sys.executable, *options, "-c", ASKS_FOR_A_SCOPE],
         env=env or environment(),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import features
 import pytest
+from groups import make_group
 from support import MIB, PACE, Program, is_running, run_all, run_one, run_open, sleep_for_ever
 
 from gwsandbox import Hardening, Limits, Outcome, Task, TaskResult
@@ -121,10 +122,7 @@ def test_groups_nested_deeper_than_a_path_is_long_are_removed(mode: int) -> None
 @pytest.fixture
 def leftover() -> Iterator[str]:
     """The run group of an owner that is dead."""
-    features.need("delegated")
-    assert run_one("cgroup", abs, -1).success  # from here on the root gives its controllers on
-    path = f"{find_root().path}/gwsandbox-{2**22 + 1}-1-0"
-    os.mkdir(path)
+    path = make_group(f"gwsandbox-{2**22 + 1}-1-0")
     yield path
     with contextlib.suppress(FileNotFoundError):
         os.chmod(path, 0o755)

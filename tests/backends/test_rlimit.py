@@ -23,6 +23,7 @@ from support import (
     PACE,
     SLOW,
     BackendName,
+    fork_until_refused,
     is_running,
     run_all,
     run_one,
@@ -104,22 +105,9 @@ def test_a_fork_bomb_of_root_is_ended_within_half_a_second(kind: str) -> None:
     assert min(taken) < 0.5 * SLOW
 
 
-def fork_until(end: float) -> str:
-    """A fork bomb that ends by itself, should nobody end it."""
-    first = os.getpid()
-    while time.monotonic() < end:
-        try:
-            os.fork()
-        except BlockingIOError:
-            if os.getpid() == first:
-                return "refused"
-            sleep_for_ever()
-    return "ended"
-
-
 @pytest.mark.ordinary_user
 def test_a_fork_bomb_of_a_user_is_refused_processes_or_ended() -> None:
-    result = run_one("rlimit", fork_until, time.monotonic() + 3 * PACE, pids=20, wall_seconds=30 * PACE)
+    result = run_one("rlimit", fork_until_refused, time.monotonic() + 3 * PACE, pids=20, wall_seconds=30 * PACE)
     assert result.result == "refused" or result.outcome is Outcome.KILLED, result
     assert result.enforcement["pids"] == "RLIMIT_NPROC + sampling"
 
@@ -388,7 +376,7 @@ def test_a_program_that_is_refused_memory_and_fails_by_itself(monkeypatch: pytes
     result = run_task("rlimit", Command([sys.executable, "-S", "-c", source], limits=limits))
     assert (result.outcome, result.exit_code) == (Outcome.FAILED, 1), result
     assert result.detail.startswith("exit code 1; a process had reserved 12")
-    assert "cannot be told" in result.enforcement.degraded["memory"]
+    assert "cannot be known" in result.enforcement.degraded["memory"]
 
 
 # --- limits that were inherited --------------------------------------------------------------------------

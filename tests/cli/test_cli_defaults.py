@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cli_support import CLI, cli, environment, rows
+from features import missing
 
 from gwsandbox.memory_usage import get_available_memory_bytes
 
@@ -142,3 +143,50 @@ def test_no_limits_and_a_profile_of_map(config: Path, tmp_path: Path) -> None:
     done = cli("map", *words, cwd=tmp_path)
     assert (done.returncode, "default" in done.stderr) == (0, False)
     assert rows(tmp_path / "r")[0]["limits"] == {"memory": 512 << 20, "wall_seconds": 30.0, "pids": 64}
+
+
+# --- a total over all tasks --------------------------------------------------------------------------------
+
+
+def test_a_total_is_divided_and_holds_by_admission(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    words = ["--backend", "rlimit", "--workers", "3", "--total-memory", "600MiB", "--report", "r"]
+    done = bare("map", *words, "--command", "true {}", "a", "b", "c", cwd=tmp_path)
+    assert "--memory 200MiB (--total-memory for 3 tasks at a time), " in done.stderr.splitlines()[0]
+    assert all(row["enforcement"]["limits"]["total_memory"] == "admission" for row in rows(tmp_path / "r"))
+
+
+def test_a_total_bounds_what_further_attempts_get(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    grow = ["--retries", "2", "--retry-memory", "4x", "--memory", "64MiB", "--total-memory", "200MiB"]
+    words = [*grow, "--backend", "rlimit", "--report", "r", "--command", "sh -c 'kill -SEGV $$' sh {}", "a"]
+    done = cli("map", *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    (row,) = rows(tmp_path / "r")
+    assert [each["limits"]["memory"] >> 20 for each in (*row["attempts"], row)] == [64, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["--memory", "2GiB", "--total-memory", "1GiB"],
+            125,
+            "a memory limit of 2 GiB does not fit under --total-memory",
+        ),
+        (["--total-memory", "lots"], 2, "Invalid value for '--total-memory': 'lots' is not a size"),
+    ],
+)
+def test_totals_that_cannot_be(tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    (tmp_path / "a").write_text("a")
+    done = cli("map", *words, "--command", "true {}", "a", cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+
+
+def test_a_total_that_is_not_fully_held_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    done = cli("map", "--total-memory", "1GiB", "--command", "true {}", "a", cwd=tmp_path)
+    said = "--total-memory: nothing but the moment at which a task starts holds it" in done.stderr
+    assert said == bool(missing("cgroup2"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from cli_support import Terminal, cli, environment, rows
-from support import BackendName
+from cli_support import Terminal, cli, environment, rows, running, wait_until
+from support import BackendName, times
 from test_cli_map import fill, summary, tree
 
 MAP = ["map", "--backend", "rlimit", "--workers", "1"]
@@ -141,8 +143,9 @@ def test_outputs_in_the_order_of_the_inputs(place: Path) -> None:
     shown = cli(*words, "--keep-order", cwd=place).stdout
     assert shown.split() == [word for name in "abc" for word in ("begin", f"in/{name}", "end", f"in/{name}")]
     (place / "last").unlink()
-    shown = cli(*words, "--show-output", cwd=place).stdout
-    assert shown.splitlines()[-2:] == ["begin in/a", "end in/a"]  # as they end, and each in one piece
+    lines = cli(*words, "--show-output", cwd=place).stdout.splitlines()
+    pairs = sorted(zip(lines[::2], lines[1::2], strict=True))
+    assert pairs == [(f"begin in/{name}", f"end in/{name}") for name in "abc"]  # each in one piece
 
 
 def test_what_was_kept_back_is_shown_at_the_end(place: Path) -> None:
@@ -223,3 +226,25 @@ def test_the_live_display_counts_failures_and_shows_names_escaped(place: Path) -
         terminal.until("2 failed")
         assert terminal.end() == 1
     assert "\x1b[31mred" not in terminal.shown
+
+
+# --- interrupted anywhere ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(times(3)))
+def test_interrupted_at_a_point_of_chance_and_resumed_is_as_if_it_never_was(tmp_path: Path, seed: int) -> None:
+    fill(tmp_path, **{f"in__{number:02}": f"text {number}\n" for number in range(24)})
+    template = "sh -c 'test $1 != in/07 || exit 3; cp $1 $2; echo $1' sh {} {output}"
+    words = [*MAP, "--output-dir", "out", "--report", "r", "--command", template, "in"]
+    done_before = random.Random(seed).randrange(24)
+    with running(*words, cwd=tmp_path) as command:
+        wait_until(lambda: len(rows(tmp_path / "r")) >= done_before)
+        command.send(signal.SIGINT)
+        command.end()
+    done = cli(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert tree(tmp_path / "out") == {f"{n:02}": f"text {n}\n" for n in range(24) if n != 7}
+    found = {row["input"]: (row["outcome"], row.get("stdout")) for row in rows(tmp_path / "r")}
+    assert len(rows(tmp_path / "r")) == 24
+    whole = {f"in/{n:02}": ("SUCCEEDED", f"in/{n:02}\n") if n != 7 else ("FAILED", None) for n in range(24)}
+    assert found == whole

@@ -1,4 +1,4 @@
-"""A caller forked beside threads that log: its guests may log too, and one that waits for a lock is told why."""
+"""A caller forked beside threads that log: its guests may log too, and the result of one that waits for a lock says why."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import shared_memory
 from pathlib import Path
 
@@ -31,13 +32,8 @@ PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_DETACH = 0, 16, 17
 
 
 def start_threads_and_programs() -> None:
-    seen: list[int] = []
-    threads = [threading.Thread(target=seen.append, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(seen) == [0, 1, 2]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(abs, [-1, -2, -3])) == [1, 2, 3]
     assert subprocess.run(["/bin/echo", "x"], capture_output=True, check=True).stdout == b"x\n"
     pid = os.posix_spawn("/bin/true", ["true"], os.environ, setsid=True)
     assert os.waitpid(pid, 0)[1] == 0
@@ -248,7 +244,7 @@ def descriptors() -> list[str]:
 
 
 def test_no_guest_has_the_ruleset(backend: BackendName) -> None:
-    """Who has it can change what later guests may do."""
+    """A process that has it can change what later guests may do."""
     found = run_task(backend, Task(descriptors)).result
     assert not [name for name in found if "landlock" in name], found
     listed = run_task(backend, Command(["/bin/sh", "-c", "readlink /proc/self/fd/*"])).result

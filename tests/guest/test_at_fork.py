@@ -17,7 +17,7 @@ _called_in: list[int] = []
 
 @pytest.fixture
 def _noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Note where the hook runs: it makes a lock anew in each process."""
+    """Note where the hook runs: it makes a new lock in each process."""
     make = threading.RLock
 
     def note() -> Any:

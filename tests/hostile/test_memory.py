@@ -24,7 +24,7 @@ from gwsandbox.backends.cgroup.delegation import find_root
 
 LIMIT = 24 * MIB
 KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
-# Before Linux 6.2 a process adds up its own faults, 64 of them, before ru_maxrss is told.
+# Before Linux 6.2 a process adds up its own faults, 64 of them, before ru_maxrss changes.
 PEAK_ERROR = 0 if KERNEL >= (5, 19) else MIB // 4
 PEAK_SOURCE = "memory.peak" if KERNEL >= (5, 19) else "memory.max was reached (no memory.peak before Linux 5.19)"
 
@@ -350,7 +350,7 @@ def test_each_peak_is_its_own() -> None:
 def test_swap_is_no_way_past_the_limit() -> None:
     result = run_one("cgroup", hog_for_ever, memory=LIMIT)
     assert_killed_at_the_limit(result)
-    assert result.usage.swap_peak_bytes in {0, None}  # None: before Linux 6.5 no file tells
+    assert result.usage.swap_peak_bytes in {0, None}  # None: before Linux 6.5 there is no file for it
 
 
 def hold_noise(size: int) -> int:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 
 import pytest
+import support
 from support import PACE, BackendName, is_running, run_all, run_one, run_open, run_task, sleep_for_ever, times
 
 from gwsandbox import Command, Hardening, Limits, Outcome, Task, TaskResult
@@ -92,21 +88,9 @@ def test_what_burns_in_the_background_is_killed_and_its_cpu_time_counted(backend
     assert usage.cpu_user_seconds + usage.cpu_system_seconds > 0.05 * PACE
 
 
-def bomb() -> str:
-    """Every process of it forks until it may not, and stays; the first one tells."""
-    first = os.getpid()
-    while True:
-        try:
-            os.fork()
-        except BlockingIOError:
-            if os.getpid() == first:
-                return "refused"
-            sleep_for_ever()
-
-
 @pytest.mark.cgroup2
 def test_a_fork_bomb_ends_at_its_limit() -> None:
-    result = run_one("cgroup", bomb, pids=20, wall_seconds=60)
+    result = run_one("cgroup", support.fork_until_refused, pids=20, wall_seconds=60)
     assert result.success, result
     assert result.result == "refused"
     assert result.usage.pids_limit_hits
@@ -293,44 +277,3 @@ def test_a_flood_is_cut_at_its_limit(backend: BackendName) -> None:
     result = run_task(backend, Command(["sh", "-c", "yes; yes >&2"], limits=Limits(output=100_000)))
     assert result.outcome is Outcome.OUTPUT_EXCEEDED, result
     assert len(result.result.stdout) + len(result.result.stderr) == 100_000
-
-
-# --- well-behaved tasks that use the same means ----------------------------------------------------------
-
-
-def square(number: int) -> int:
-    return number * number
-
-
-def use_multiprocessing() -> list[int]:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        return pool.map(square, range(5))
-
-
-def use_threads() -> list[int]:
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda n=n: found.append(square(n))) for n in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sorted(found)
-
-
-def use_asyncio() -> list[int]:
-    async def main() -> list[int]:
-        process = await asyncio.create_subprocess_exec("echo", "0 1 4 9 16", stdout=asyncio.subprocess.PIPE)
-        out, _ = await process.communicate()
-        return [int(word) for word in out.split()]
-
-    return asyncio.run(main())
-
-
-def use_subprocess() -> list[int]:
-    return [int(subprocess.run(["expr", str(n), "*", str(n)], stdout=-1, check=False).stdout) for n in range(5)]
-
-
-@pytest.mark.parametrize("use", [use_multiprocessing, use_threads, use_asyncio, use_subprocess])
-def test_tasks_may_use_processes_and_threads_themselves(backend: BackendName, use: Callable[[], object]) -> None:
-    result = run_task(backend, Task(use))
-    assert result.result == [0, 1, 4, 9, 16], result

@@ -42,7 +42,7 @@ def start(flags: int, exit_signal: int = 0) -> int:
     return pid
 
 
-# CLONE_PARENT makes a sibling: a child of whoever is the guest's parent. An exit signal of 0 tells nobody of the end.
+# CLONE_PARENT makes a sibling: a child of the guest's parent. With an exit signal of 0 no signal announces its end.
 @pytest.mark.parametrize(
     "flags", [0, CLONE_PARENT, CLONE_UNTRACED, CLONE_CLEAR_SIGHAND, CLONE_PARENT | CLONE_UNTRACED], ids=hex
 )

@@ -19,8 +19,8 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from plain_values import RETURNS, Book, Broken, Colour, Page, Point, Rights
 from support import examples
-from test_plain import RETURNS, Book, Broken, Colour, Page, Point, Rights
 
 from gwsandbox.ipc import plain
 from gwsandbox.ipc.plain_encoder import encode

@@ -24,7 +24,7 @@ from gwsandbox.ipc import call, record
 from gwsandbox.model.text import type_name
 from gwsandbox.model.verdict import Delivery
 
-HEAD = struct.Struct("=4sBxxxQQQ")  # said anew: what is on the wire must not change unnoticed
+HEAD = struct.Struct("=4sBxxxQQQ")  # written a second time: the format must not change unnoticed
 
 
 @pytest.fixture

@@ -9,21 +9,8 @@ from bpf_machine import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwsandbox.linux.bpf import (
-    ANY_BIT,
-    EQUAL,
-    GREATER_OR_EQUAL,
-    INSTRUCTION,
-    MOST_INSTRUCTIONS,
-    Goto,
-    Item,
-    Jump,
-    Label,
-    assemble,
-    end,
-    keep_bits,
-    load,
-)
+from gwsandbox.linux import bpf
+from gwsandbox.linux.bpf import ANY_BIT, EQUAL, GREATER_OR_EQUAL, Item, Jump, Label, assemble, end, load
 
 YES, NO = 1, 2
 
@@ -54,14 +41,14 @@ def test_a_jump_of_any_length(code: int, operand: int, word: int, holds: bool, b
 
 
 def test_bits_are_kept() -> None:
-    items: list[Item] = [load(0), keep_bits(0xF), Jump(EQUAL, 5, otherwise="no"), end(YES), Label("no"), end(NO)]
+    items: list[Item] = [load(0), bpf.keep_bits(0xF), Jump(EQUAL, 5, otherwise="no"), end(YES), Label("no"), end(NO)]
     assert answer(items, 0xF5) == YES
     assert answer(items, 0xF4) == NO
 
 
 def test_a_short_jump_is_one_instruction() -> None:
     items: list[Item] = [load(0), Jump(EQUAL, 1, "a", "b"), Label("a"), end(YES), Label("b"), end(NO)]
-    assert len(assemble(items)) == 4 * INSTRUCTION.size
+    assert len(assemble(items)) == 4 * bpf.INSTRUCTION.size
 
 
 @given(st.lists(st.integers(0, 2000), min_size=1, max_size=40, unique=True), st.integers(0, 400))
@@ -69,7 +56,7 @@ def test_a_ladder_of_compares_finds_each(numbers: list[int], between: int) -> No
     """Far and near jumps in one program, where a jump that grows pushes others past what they reach."""
     items: list[Item] = [load(0)]
     items += [Jump(EQUAL, number, then=str(number)) for number in numbers]
-    items += [Goto("none"), *[load(0)] * between]
+    items += [bpf.Goto("none"), *[load(0)] * between]
     for number in numbers:
         items += [Label(str(number)), *[load(0)] * (number % 7), end(number + 10)]
     items += [Label("none"), end(NO)]
@@ -80,8 +67,8 @@ def test_a_ladder_of_compares_finds_each(numbers: list[int], between: int) -> No
 
 def test_what_the_kernel_would_refuse_is_refused_here() -> None:
     with pytest.raises(ValueError, match="no label 'away'"):
-        assemble([Goto("away")])
+        assemble([bpf.Goto("away")])
     with pytest.raises(ValueError, match="'back' goes backward"):
         assemble([Label("back"), load(0), Jump(EQUAL, 0, then="back"), end(0)])
     with pytest.raises(ValueError, match="more than the kernel takes"):
-        assemble([end(0)] * (MOST_INSTRUCTIONS + 1))
+        assemble([end(0)] * (bpf.MOST_INSTRUCTIONS + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from typing import Any
@@ -130,32 +131,25 @@ def test_what_is_no_duration_is_refused_by_name(text: str) -> None:
         parse_duration(text, "--timeout")
 
 
-@given(st.text(max_size=30))
-def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
+@pytest.mark.parametrize(("parse", "what"), [(parse_size, "size"), (parse_duration, "duration")])
+@given(text=st.text(max_size=30))
+def test_any_text_is_of_its_kind_or_a_value_error(parse: Callable[[str], float], what: str, text: str) -> None:
     try:
-        assert parse_size(text) >= 0
+        assert parse(text) >= 0
     except ValueError as error:
-        assert "size" in str(error)
+        assert what in str(error)
 
 
-@given(st.text(max_size=30))
-def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
-    try:
-        assert parse_duration(text) >= 0
-    except ValueError as error:
-        assert "duration" in str(error)
+LIKE_A_SIZE = st.from_regex(r"\A\s*\d{1,400}(\.\d{1,9})?\s*([kmgtp]i?)?b?\s*\Z")
+LIKE_A_DURATION = st.from_regex(r"(?i)\A\s*\d{1,400}(\.\d{1,9})?\s*(ms|s|sec|m|min|h|d|)\s*\Z")
 
 
-@given(st.from_regex(r"\A\s*\d{1,400}(\.\d{1,9})?\s*([kmgtp]i?)?b?\s*\Z"), st.sampled_from(SIZE_FIELDS))
-def test_whatever_looks_like_a_size_is_taken_or_refused_by_name(text: str, name: str) -> None:
-    try:
-        assert getattr(Limits(**{name: text}), name) >= 0
-    except ValueError as error:
-        assert name in str(error)
-
-
-@given(st.from_regex(r"(?i)\A\s*\d{1,400}(\.\d{1,9})?\s*(ms|s|sec|m|min|h|d|)\s*\Z"), st.sampled_from(SECONDS_FIELDS))
-def test_whatever_looks_like_a_duration_is_taken_or_refused_by_name(text: str, name: str) -> None:
+@pytest.mark.parametrize(("texts", "names"), [(LIKE_A_SIZE, SIZE_FIELDS), (LIKE_A_DURATION, SECONDS_FIELDS)])
+@given(data=st.data())
+def test_whatever_looks_right_is_taken_or_refused_by_name(
+    texts: st.SearchStrategy[str], names: Sequence[str], data: st.DataObject
+) -> None:
+    text, name = data.draw(texts), data.draw(st.sampled_from(names))
     try:
         assert getattr(Limits(**{name: text}), name) >= 0
     except ValueError as error:

@@ -27,17 +27,7 @@ NESTED_OOM: dict[str, Any] = {"oom_kills": 1}
 REFUSAL = "much was reserved"
 NEAR_MISS: dict[str, Any] = {"oom_events": 3}  # the limit was reached, and what was reclaimed was enough
 
-FATAL = [
-    signal.SIGSEGV,
-    signal.SIGABRT,
-    signal.SIGBUS,
-    signal.SIGFPE,
-    signal.SIGILL,
-    signal.SIGSYS,
-    signal.SIGTRAP,
-    signal.SIGXFSZ,
-    signal.SIGXCPU,
-]
+FATAL = [signal.Signals[f"SIG{name}"] for name in ["SEGV", "ABRT", "BUS", "FPE", "ILL", "SYS", "TRAP", "XFSZ", "XCPU"]]
 FROM_OUTSIDE = sorted({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1, signal.SIGRTMIN, signal.SIGRTMAX})  # fmt: skip
 
 

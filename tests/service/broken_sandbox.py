@@ -7,7 +7,7 @@ import resource
 
 
 def refuse(*_: object) -> tuple[int, int]:
-    """What prlimit(2) says to who has no right."""
+    """What prlimit(2) says to a process without the right."""
     raise PermissionError(errno.EPERM, "refused by the test")
 
 

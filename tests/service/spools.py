@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import inotify_simple
@@ -111,7 +110,7 @@ class ServiceProcess:
             try:
                 self.wait_for("READY=1")
             except BaseException:
-                self.__exit__(None, None, None)
+                self.__exit__()
                 raise
 
     def wait_for(self, assignment: str, *, seconds: float = 60) -> str:
@@ -154,9 +153,7 @@ class ServiceProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.kill()
         self._socket.close()

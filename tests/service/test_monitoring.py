@@ -248,15 +248,15 @@ class Loop:
             free = probe.getsockname()[1]
         self.server = metrics_server.MetricsServer(free, lambda: page, self.selector)
 
-    def turn(self, times: int = 5) -> None:
-        for _ in range(times):
-            for key, _ in self.selector.select(0.05):
-                key.data()
-
     def visit(self, request: bytes = b"") -> socket.socket:
         visitor = socket.create_connection(("127.0.0.1", self.server.port), timeout=10)
         visitor.sendall(request)
         return visitor
+
+    def turn(self, times: int = 5) -> None:
+        for _ in range(times):
+            for key, _ in self.selector.select(0.05):
+                key.data()
 
     def close(self) -> None:
         self.server.close()

@@ -10,16 +10,9 @@ from dataclasses import replace
 import pytest
 
 from gwsandbox import CommandOutput, Outcome, Task, TaskResult
-from gwsandbox.service import worker_function
+from gwsandbox.service import finished_attempt, worker_function
 from gwsandbox.service.config.config import FolderConfig, ServiceConfig, WorkerConfig
-from gwsandbox.service.finished_attempt import (
-    CHANGED,
-    INTERRUPTED,
-    REFUSED,
-    FinishedAttempt,
-    from_result,
-    without_guest,
-)
+from gwsandbox.service.finished_attempt import CHANGED, INTERRUPTED, REFUSED, FinishedAttempt, from_result
 from gwsandbox.service.retry_policy import Fate, decide, quarantine_report
 from gwsandbox.service.spool.job_database import AttemptEnd, AttemptRow, Job, State
 
@@ -34,19 +27,7 @@ JOB = Job(7, "a", 1, "output", State.RUNNING)
 
 
 def row(outcome: str | None, number: int = 1) -> AttemptRow:
-    return AttemptRow(
-        job=7,
-        number=number,
-        started_at=1.0,
-        ended_at=None,
-        outcome=outcome,
-        detail=None,
-        exit_code=None,
-        wall_seconds=None,
-        cpu_seconds=None,
-        memory_peak_bytes=None,
-        limits={},
-    )
+    return AttemptRow(job=7, number=number, started_at=1.0, limits={}, outcome=outcome)
 
 
 def attempt(outcome: str, before: Mapping[str, int] = {}) -> FinishedAttempt:
@@ -163,7 +144,7 @@ def test_output_that_cannot_be_published_is_a_failure() -> None:
 def test_report_is_json_whatever_the_name() -> None:
     job = replace(JOB, name="a\udcff\n")
     rows = [row("OUT_OF_MEMORY"), row(None, 2)]
-    found = quarantine_report(without_guest(job, rows, "REFUSED", "no"))
+    found = quarantine_report(finished_attempt.without_guest(job, rows, "REFUSED", "no"))
     assert json.loads(json.dumps(found))["file"] == "a\udcff\n"
     assert [entry["outcome"] for entry in found["attempts"]] == ["OUT_OF_MEMORY", "REFUSED"]
     result = TaskResult(TASK, success=False, exception=ValueError("why"), end_time=5.0)

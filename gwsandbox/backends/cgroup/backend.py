@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from typing import Self
 
 from gwsandbox.backends.cgroup import files, remedies, run_group, subtree
@@ -17,8 +16,7 @@ from gwsandbox.backends.cgroup.delegation import (
     usable,
 )
 from gwsandbox.backends.cgroup.leaf import Leaf, Place
-from gwsandbox.backends.fork_memory import ForkMemory
-from gwsandbox.backends.orphans import Orphans
+from gwsandbox.backends.descendants import BackendWithOrphans
 from gwsandbox.linux import systemd_scope
 from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.limits import Limits
@@ -37,7 +35,7 @@ _HELD_BY = {
 }
 
 
-class CgroupBackend:
+class CgroupBackend(BackendWithOrphans):
     """Limits held by cgroup v2, one leaf per attempt under ``root``.
 
     ``remark`` says what the user should know of where that is; "" where there is nothing to say.
@@ -48,6 +46,7 @@ class CgroupBackend:
 
     def __init__(self, root: DelegatedRoot | None = None) -> None:
         """Leaves under ``root``; where it is ``None``, under a scope that ``prepare`` asks of systemd."""
+        super().__init__()
         self.remark = ""
         self._root = root
         self._path = ""
@@ -56,15 +55,13 @@ class CgroupBackend:
         self._total_memory = 0
         self._opened = 0
         self._enforcements: dict[tuple[str, ...], Enforcement] = {}
-        self._fork = ForkMemory()
-        self._orphans = Orphans()
 
     @classmethod
     def find(cls) -> Self:
         """A backend for this process: its delegated root, or systemd where that can be asked. Changes nothing.
 
         Raises:
-            CgroupError: There is neither; says why and what mends it.
+            CgroupError: There is neither; says why and what to do.
         """
         try:
             return cls(find_root())
@@ -112,18 +109,8 @@ class CgroupBackend:
     def adopt_group(self, group: str) -> None:
         self._path = group
 
-    def watch_children(self) -> int:
-        return self._orphans.watch()
-
-    def child_died(self) -> None:
-        self._orphans.reap()
-
-    def adopt(self, zygote: int, init: int, has_births: Callable[[], bool]) -> None:
-        self._fork.zygote = zygote
-        self._orphans.adopt(zygote, init, has_births)
-
     def descriptors(self) -> list[int]:
-        return [*self._orphans.descriptors(), *([self._folder] if self._folder >= 0 else [])]
+        return [*super().descriptors(), *([self._folder] if self._folder >= 0 else [])]
 
     def open(self, limits: Limits) -> Leaf:
         """A fresh leaf with ``limits`` written.

@@ -57,7 +57,7 @@ def find_root() -> DelegatedRoot:
     """The delegated root of this process. Changes nothing.
 
     Raises:
-        CgroupError: There is none; says why and what mends it.
+        CgroupError: There is none; says why and what to do.
     """
     own = _own_cgroup()
     for path in remedies.upward(own):

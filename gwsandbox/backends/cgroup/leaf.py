@@ -16,6 +16,7 @@ from typing import NamedTuple
 from gwsandbox.backends import marks
 from gwsandbox.backends.base import Check, Counters
 from gwsandbox.backends.cgroup import files, run_group, subtree
+from gwsandbox.backends.descendants import SandboxWithOrphans
 from gwsandbox.backends.fork_memory import ForkMemory
 from gwsandbox.backends.orphans import Orphans
 from gwsandbox.linux import procfs
@@ -46,7 +47,7 @@ class Place(NamedTuple):
     total_memory: int = 0
 
 
-class Leaf:
+class Leaf(SandboxWithOrphans):
     """The cgroup of one attempt."""
 
     memory_refusable = False
@@ -68,9 +69,6 @@ class Leaf:
         self._requested = requested
         self._fork = fork
         self._orphans = orphans
-        self._pid = self._mark = 0
-        self._waiting = -1
-        self._keeps_memory = False
         self._events = -1
         self._ooms_of_group = _ooms(place.above) if place.total_memory else 0
         self._cpu_limit = requested.get("cpu_seconds")
@@ -145,31 +143,21 @@ class Leaf:
     def kill(self) -> None:
         try:
             run_group.kill(self.cgroup, self.path)
-        finally:  # root, and who owns another cgroup, may have moved processes out of the leaf
+        finally:  # root, and the owner of another cgroup, may have moved processes out of the leaf
             for pid in self._orphans.of(self._mark):
                 procfs.kill_tree(pid)
 
     def remaining(self) -> int | None:
-        if self._is_populated():
-            return self._events
-        if self._waiting >= 0:
-            os.close(self._waiting)
-            self._waiting = -1
-        for pid in self._orphans.of(self._mark):
-            self._waiting = os.pidfd_open(pid)
-            return self._waiting
-        return None
-
-    def _is_populated(self) -> bool:
         try:
             if self._events < 0:
                 self._events = files.open_file("cgroup.events", os.O_RDONLY, self.cgroup)
             # Read through the descriptor that is waited on: a change after this read wakes the waiter.
-            return b"populated 1" in os.pread(self._events, 4096, 0)
+            if b"populated 1" in os.pread(self._events, 4096, 0):
+                return self._events
         except OSError as error:
-            if error.errno not in files.GONE:
+            if error.errno not in files.GONE:  # in which case somebody has removed it
                 raise
-            return False  # somebody has removed it
+        return super().remaining()
 
     def usage(self, wall_seconds: float, rusage: resource.struct_rusage) -> tuple[Usage, Counters]:
         figures: dict[str, int | float] = {"wall_seconds": wall_seconds}

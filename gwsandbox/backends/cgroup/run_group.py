@@ -1,7 +1,7 @@
 """The run group: one cgroup per run of a manager, with a leaf per attempt below it.
 
 It carries its owner's pid and start time in its name, and a shared lock (flock) that ends with its last
-holder, so that the next start knows what a killed owner left behind and sweeps it. The lock tells also where
+holder, so that the next start knows what a killed owner left behind and sweeps it. The lock also works where
 the pid does not: across PID namespaces.
 """
 
@@ -18,6 +18,7 @@ import time
 
 from gwsandbox.backends.cgroup import files, subtree
 from gwsandbox.backends.cgroup.delegation import RUN_NAME, DelegatedRoot
+from gwsandbox.linux.locks import try_lock
 from gwsandbox.linux.procfs import is_zombie, start_time
 from gwsandbox.model.errors import CgroupError
 
@@ -203,18 +204,15 @@ def _is_left_over(root: str, name: str) -> bool:
     except OSError:  # another user's, or just removed
         return False
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(folder, fcntl.LOCK_EX)
     finally:
         os.close(folder)
-    return True
 
 
 def sweep(root: str) -> list[str]:
     """Remove what dead owners left behind under ``root``; the paths that were removed.
 
-    What cannot be removed is logged, by the first who finds it so, and keeps nobody from starting.
+    What cannot be removed is logged once, by the first run that finds it, and no run fails for it.
     """
     swept = []
     for path in leftovers(root):

@@ -15,16 +15,17 @@ from gwsandbox.cli.map.options import (
     INPUTS,
     OUTPUTS,
     REPORT,
+    WORK,
     FailureOptions,
     InputOptions,
     OutputOptions,
     ReportOptions,
     Request,
-    Workers,
+    WorkOptions,
 )
 from gwsandbox.cli.messages import failures_as_messages
 from gwsandbox.cli.option_groups import with_option_groups
-from gwsandbox.cli.options import LIMITS, TALK, Backend, ChosenLimits, Grace, Talk
+from gwsandbox.cli.options import LIMITS, TALK, ChosenLimits, Talk
 from gwsandbox.model.hardening import Hardening
 
 _EXAMPLES = """
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def map_(  # noqa: PLR0917 - Typer calls it, by keyword
     limits: Annotated[ChosenLimits, LIMITS],
+    work: Annotated[WorkOptions, WORK],
     inputs: Annotated[InputOptions, INPUTS],
     outputs: Annotated[OutputOptions, OUTPUTS],
     report: Annotated[ReportOptions, REPORT],
@@ -54,13 +56,6 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
         list[str] | None,
         typer.Argument(metavar="[MODULE:FUNCTION] INPUT...", show_default=False, autocompletion=complete_map),
     ] = None,
-    backend: Backend = "auto",
-    command: Annotated[
-        str | None,
-        typer.Option(metavar="TEMPLATE", help="Run this on each, without a shell: 'convert {input} {output}'."),
-    ] = None,
-    workers: Workers = 0,
-    grace: Grace = None,
 ) -> None:
     """Run a function or program on each file.
 
@@ -74,27 +69,27 @@ def map_(  # noqa: PLR0917 - Typer calls it, by keyword
 
     Exit code: 0 all succeeded, 1 some did not, 125 gwsandbox itself failed, 130 interrupted.
     """
-    from gwsandbox.cli.map.command import explain_map, map_files
-
-    arguments = [*(arguments or ()), *(["-"] if inputs.null and "-" not in (arguments or ()) else ())]
-    if len(arguments) < (1 if command else 2):
-        raise typer.BadParameter("name at least one file or folder", param_hint="INPUT")
     request = Request(
-        arguments=arguments,
-        command=command,
+        arguments=arguments or (),
+        work=work,
         limits=limits,
         hardening=replace(hardening, results="plain"),
-        backend=backend,
-        grace=grace,
-        workers=workers,
         inputs=inputs,
         outputs=outputs,
         report=report,
         failures=failures,
     )
     with failures_as_messages("gwsandbox map: "):
-        if inputs.learn is None or talk.explain:
-            raise typer.Exit(explain_map(request) if talk.explain else map_files(request))
-        from gwsandbox.cli.learn import map_and_learn
+        raise typer.Exit(_perform(request, talk))
 
-        raise typer.Exit(map_and_learn(request))
+
+def _perform(request: Request, talk: Talk) -> int:
+    from gwsandbox.cli.map.command import explain_map, map_files
+
+    if talk.explain:
+        return explain_map(request)
+    if request.inputs.learn is None:
+        return map_files(request)
+    from gwsandbox.cli.learn import map_and_learn
+
+    return map_and_learn(request)

@@ -8,7 +8,7 @@ import typer
 
 from gwsandbox.cli.hardening_options import HARDENING
 from gwsandbox.cli.help import HelpCommand
-from gwsandbox.cli.map.options import Workers
+from gwsandbox.cli.learn_options import LEARN, LearnOptions
 from gwsandbox.cli.messages import failures_as_messages
 from gwsandbox.cli.option_groups import with_option_groups
 from gwsandbox.cli.options import LIMITS, Backend, ChosenLimits
@@ -57,9 +57,10 @@ def report(
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports instead.")] = False,
 ) -> None:
-    """Make a page with pictures, or tables, of a report that run, map or the service has written.
+    """Make a page with pictures, or tables, of a report.
 
-    The page is one file, and opens without a network. It needs the extra gwsandbox[report].
+    FILE.jsonl is what --report of run or map, or the service, has written. The page is one file, and opens
+    without a network. It needs the extra gwsandbox[report].
 
     Exit code: 0 done, 125 gwsandbox itself failed.
     """
@@ -88,45 +89,25 @@ def why(
         raise typer.Exit(explain_report(report, file))
 
 
-def learn(  # noqa: PLR0917 - Typer calls it, by keyword
+def learn(
+    options: Annotated[LearnOptions, LEARN],
     limits: Annotated[ChosenLimits, LIMITS],
     hardening: Annotated[Hardening, HARDENING],
     command: Annotated[list[str] | None, typer.Argument(metavar="[--] COMMAND [ARG]...", show_default=False)] = None,
-    over: Annotated[
-        list[str] | None,
-        typer.Option("--over", metavar="PATH", help="File or folder for {input} in COMMAND; can be repeated."),
-    ] = None,
-    sample: Annotated[
-        int, typer.Option("--sample", metavar="N", min=1, help="So many files of them, taken by chance.")
-    ] = 20,
-    report: Annotated[
-        str | None, typer.Option("--report", metavar="FILE", help="Run nothing: learn from this report.")
-    ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the profile.")] = "learned",
     backend: Backend = "auto",
-    workers: Workers = 0,
 ) -> None:
-    """Propose limits from what tasks were measured to use: as options, as a profile, and as lines of a unit.
+    """Propose limits from what tasks were measured to use.
 
-    Each has headroom, and says of which task and by which measurement it is.
+    They come as options, as a profile, and as lines of a unit. Each has headroom, and says of which task and
+    by which measurement it is.
 
     Exit code: 0 done, 125 nothing succeeded, or gwsandbox itself failed.
     """
     from gwsandbox.cli.learn import LearnRequest
     from gwsandbox.cli.learn import learn as run_sample
 
-    if (report is None) == (not command):
+    if (options.report is None) == (not command):
         raise typer.BadParameter("give COMMAND or --report FILE", param_hint="COMMAND")
-    request = LearnRequest(
-        command=command or (),
-        over=over or (),
-        sample=sample,
-        source=report,
-        name=name,
-        limits=limits,
-        hardening=hardening,
-        backend=backend,
-        workers=workers,
-    )
+    request = LearnRequest(command=command or (), options=options, limits=limits, hardening=hardening, backend=backend)
     with failures_as_messages("gwsandbox learn: "):
         raise typer.Exit(run_sample(request))

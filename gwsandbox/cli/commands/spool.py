@@ -47,7 +47,7 @@ def spool(
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
 ) -> None:
-    """Show what is in the spool of CONFIG.toml, or give files in quarantine another attempt.
+    """Show what is in a spool, or try its quarantined files again.
 
     status: the files in each folder. requeue: each FILE goes back to incoming, as if it had just come. retry: it
     goes back for one more attempt, and those that it had count. Without a FILE: all files in quarantine.

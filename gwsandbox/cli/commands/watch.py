@@ -35,9 +35,10 @@ def top(
         float, typer.Option("--interval", metavar="SECONDS", min=0.1, max=60, help="Between two looks.")
     ] = 1.0,
 ) -> None:
-    """Show the tasks that run on this host: age, CPU time and memory, each with its limit.
+    """Show the tasks that run on this host.
 
-    Tasks of all managers, map calls and services are there, on both backends. OF is the limit of what stands before
+    Age, CPU time and memory of each, with its limit. Tasks of all managers, map calls and services are there,
+    on both backends. OF is the limit of what stands before
     it. A task that waits is ready for the next free worker, and its time has not begun.
 
     Exit code: 0 done, 125 gwsandbox itself failed.
@@ -76,9 +77,10 @@ def kill(
         Any, typer.Option("--signal", "-s", metavar="SIGNAL", parser=_signal, help="KILL, TERM, … or a number.")
     ] = "KILL",
 ) -> None:
-    """End one task: the one that process PID belongs to. Others of its run go on.
+    """End one task.
 
-    Its result says KILLED, by a signal from outside. No process that is not of a task is signalled.
+    It is the one that process PID belongs to; others of its run go on. Its result says KILLED, by a signal
+    from outside. No process that is not of a task is signalled.
 
     Exit code: 0 sent, 1 PID is of no task, 125 it cannot be signalled.
     """

@@ -22,7 +22,7 @@ from gwsandbox.cli.messages import Failure, detail, is_quiet, is_verbose, note, 
 from gwsandbox.cli.plan import limit_lines, print_plan
 from gwsandbox.cli.signals import SignalQueue, Stopped, StopSignals
 from gwsandbox.model.limits import Limits
-from gwsandbox.model.text import shown
+from gwsandbox.model.text import format_size, shown
 from gwsandbox.report.make import write_whole
 from gwsandbox.report.page import check_plotting, make_page
 from gwsandbox.report.rows import read_rows, title_of
@@ -62,7 +62,7 @@ def explain_map(request: Request) -> int:
     target, arguments = _target(request)
     inputs = _inputs(request, arguments, Counts())
     limits = _limits(request)
-    lines = [f"{count(inputs, 'input')}, {_workers(request)} at a time", *limit_lines(limits, request.backend)]
+    lines = [f"{count(inputs, 'input')}, {_workers(request)} at a time", *limit_lines(limits, request.work.backend)]
     for file in inputs[:_EXPLAINED]:
         output = None if request.outputs.output_dir is None else os.path.join(request.outputs.output_dir, file.name)
         lines.append(f"  {' '.join(map(shown, target.words(file.path, output)))}")
@@ -92,7 +92,7 @@ def _conclude(run: Run, seconds: float) -> None:
 
 def _say_steps(run: Run) -> None:
     if is_verbose():
-        for line in limit_lines(run.limits, run.request.backend):
+        for line in limit_lines(run.limits, run.request.work.backend):
             detail(line, prefix=PREFIX)
         detail(f"{count(run.todo, 'input')} to do, {_workers(run.request)} at a time", prefix=PREFIX)
         if run.outputs is not None:
@@ -102,19 +102,26 @@ def _say_steps(run: Run) -> None:
 
 
 def _workers(request: Request) -> int:
-    return request.workers or len(os.sched_getaffinity(0))
+    return request.work.workers or len(os.sched_getaffinity(0))
 
 
 def _limits(request: Request) -> Limits:
-    is_captured = request.command is not None
-    return with_defaults(request.limits, workers=_workers(request), is_captured=is_captured, prefix=PREFIX)
+    is_captured = request.work.command is not None
+    total = request.work.total_memory
+    limits = with_defaults(
+        request.limits, workers=_workers(request), is_captured=is_captured, prefix=PREFIX, total_memory=total
+    )
+    if total and (memory := limits.requested().get("memory", 0)) > total:
+        fits = f"does not fit under --total-memory {format_size(total)}, so no task could start"
+        raise Failure(f"a memory limit of {format_size(memory)} {fits}; lower --memory, or raise --total-memory")
+    return limits
 
 
 def _target(request: Request) -> tuple[Target, list[str]]:
     """The work, and the arguments that name inputs."""
     has_output = request.outputs.output_dir is not None
-    if request.command is not None:
-        return CommandTarget(request.command, has_output=has_output), list(request.arguments)
+    if request.work.command is not None:
+        return CommandTarget(request.work.command, has_output=has_output), list(request.arguments)
     is_inherited = not request.hardening.needs_clean_interpreter
     name, *arguments = request.arguments
     return FunctionTarget(name, has_output=has_output, is_inherited=is_inherited), arguments

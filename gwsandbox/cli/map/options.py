@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from gwsandbox.cli.option_groups import group_of
-from gwsandbox.cli.options import BackendName, ChosenLimits, check_workers
+from gwsandbox.cli.options import Backend, ChosenLimits, Grace, check_workers
 from gwsandbox.model.hardening import Hardening
+from gwsandbox.model.limits import parse_size
 from gwsandbox.model.result import Outcome
 
 _FACTOR = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)x?", re.ASCII)
@@ -27,6 +28,13 @@ def _outcomes(text: str) -> frozenset[Outcome]:
         if name not in known:
             raise typer.BadParameter(f"{name!r} is no outcome after which to try again; these are: {', '.join(known)}")
     return frozenset(Outcome[name] for name in names)
+
+
+def _total_memory(text: str) -> int:
+    try:
+        return parse_size(text, "--total-memory")
+    except ValueError as error:
+        raise typer.BadParameter(str(error).partition(": ")[2]) from error
 
 
 def _factor(text: str) -> float:
@@ -168,6 +176,7 @@ FAILURES = group_of(FailureOptions, "Failures")
 Workers = Annotated[
     int,
     typer.Option(
+        "--workers",
         metavar="N",
         min=0,
         callback=check_workers,
@@ -175,21 +184,62 @@ Workers = Annotated[
         help="Tasks at a time. Default: one per CPU.",
     ),
 ]
+TotalMemory = Annotated[
+    Any,
+    typer.Option(
+        "--total-memory",
+        metavar="SIZE",
+        parser=_total_memory,
+        show_default=False,
+        rich_help_panel="Limits",
+        help="Memory of all tasks at a time: 4GiB. A task starts only when its own limit fits under it.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOptions:
+    """What is done to each input, by how many at a time, and what holds limits."""
+
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--command", metavar="TEMPLATE", help="Run this on each, without a shell: 'convert {input} {output}'."
+        ),
+    ] = None
+    workers: Workers = 0
+    total_memory: TotalMemory = None
+    backend: Backend = "auto"
+    grace: Grace = None
+
+    def __post_init__(self) -> None:
+        if self.total_memory is None:  # Typer would parse a 0
+            object.__setattr__(self, "total_memory", 0)
+
+
+WORK = group_of(WorkOptions, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments and options of the command line; ``take_row`` gets the row of each input."""
+    """The arguments and options of the command line; ``take_row`` gets the row of each input.
+
+    Raises:
+        typer.BadParameter: No input is named.
+    """
 
     arguments: Sequence[str]
-    command: str | None
+    work: WorkOptions
     limits: ChosenLimits
     hardening: Hardening
-    backend: BackendName
-    grace: float | None
-    workers: int
     inputs: InputOptions
     outputs: OutputOptions
     report: ReportOptions
     failures: FailureOptions
     take_row: Callable[[dict[str, Any]], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs.null and "-" not in self.arguments:
+            object.__setattr__(self, "arguments", (*self.arguments, "-"))
+        if len(self.arguments) < (1 if self.work.command else 2):
+            raise typer.BadParameter("name at least one file or folder", param_hint="INPUT")

@@ -24,10 +24,19 @@ def may_retry(result: TaskResult, attempt: int, options: FailureOptions) -> bool
     return attempt <= options.retries and result.outcome in options.retry_on
 
 
-def limits_of_attempt(attempt: int, limits: Limits, options: FailureOptions) -> Limits | None:
-    """The limits of an attempt that differ from those of the run; ``None`` where none does."""
+def limits_of_attempt(
+    attempt: int, limits: Limits, options: FailureOptions, most_memory: int = LARGEST_SIZE
+) -> Limits | None:
+    """The limits of an attempt that differ from those of the run; ``None`` where none does.
+
+    Args:
+        attempt: Its number; the first is 1.
+        limits: Of the run.
+        options: By what they grow.
+        most_memory: Bytes past which the memory limit does not grow.
+    """
     factors = {"memory": options.retry_memory, "wall_seconds": options.retry_timeout}
-    most = {"memory": LARGEST_SIZE, "wall_seconds": LONGEST_SECONDS}
+    most = {"memory": most_memory, "wall_seconds": LONGEST_SECONDS}
     changed: dict[str, Any] = {}
     for name, value in limits.requested().items():
         if attempt > 1 and factors.get(name):

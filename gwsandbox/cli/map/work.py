@@ -22,7 +22,7 @@ from gwsandbox.cli.signals import SignalQueue, StopSignals
 from gwsandbox.client.running import RunningTask
 from gwsandbox.manager import ProcessManager
 from gwsandbox.model.errors import GuestFailed, SandboxError
-from gwsandbox.model.limits import Limits
+from gwsandbox.model.limits import LARGEST_SIZE, Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.model.text import last_line, stderr_tail
@@ -74,7 +74,7 @@ class Run:
         request = self.request
         order = {id(file): number for number, file in enumerate(self.todo)} if request.outputs.keep_order else None
         with (
-            degradation_as_message(request.limits.asked),
+            degradation_as_message(request.limits.asked, has_total=request.work.total_memory > 0),
             Display(len(self.todo), suspensions, self._row_of) as display,
             self._manager(display) as manager,
             signals.until_clean_up(),
@@ -88,12 +88,13 @@ class Run:
     def _manager(self, display: Display) -> ProcessManager:
         request = self.request
         return ProcessManager(
-            request.workers,
+            request.work.workers,
             limits=self.limits,
             hardening=request.hardening,
             preload=self.target.preload,
-            backend=request.backend,
-            _grace_seconds=request.grace or 0.0,
+            backend=request.work.backend,
+            total_memory=request.work.total_memory,
+            _grace_seconds=request.work.grace or 0.0,
             _wait=display.wait,
             _says_begins=is_live(),
         )
@@ -112,7 +113,9 @@ class Run:
 
     def _task(self, pending: PendingInput) -> Task | Command:
         """The next attempt at an input."""
-        own = limits_of_attempt(pending.attempt, self.limits, self.request.failures)
+        own = limits_of_attempt(
+            pending.attempt, self.limits, self.request.failures, self.request.work.total_memory or LARGEST_SIZE
+        )
         pending.limits = self.limits.overridden_by(own)
         if self.outputs is not None:
             pending.staged = self.outputs.stage(pending.file.name)
@@ -167,7 +170,7 @@ class Run:
 
     def _warn_not_held(self, result: TaskResult, display: Display) -> None:
         # With "auto" and "rlimit" a DegradedWarning has named them.
-        if (self.request.backend, result.enforcement.backend) != ("auto", "rlimit"):
+        if (self.request.work.backend, result.enforcement.backend) != ("auto", "rlimit"):
             for line in not_held(self.request.limits.asked, result.enforcement):
                 display.line(PREFIX + line)
         for line in not_hardened(result.enforcement):

@@ -12,6 +12,15 @@ from gwsandbox.service.spool.job_database import AttemptEnd, Job
 MESSAGE_ID = "b1c1f0a6d6a44c0b9f5f3a5d0e7a4c21"
 """Message id of these entries: ``journalctl MESSAGE_ID=…``."""
 
+_FIELDS_OF_END = {
+    "OUTCOME": "outcome",
+    "DETAIL": "detail",
+    "EXIT_STATUS": "exit_code",
+    "PEAK": "memory_peak_bytes",
+    "WALL_SECONDS": "wall_seconds",
+    "CPU_SECONDS": "cpu_seconds",
+}
+
 _WORDS: dict[Fate, Callable[[Job], str]] = {
     Fate.PUBLISH: lambda job: f"done as {shown(job.target or '')}",
     Fate.TRY_AGAIN: lambda job: f"to be tried again after attempt {job.attempt}",
@@ -32,12 +41,7 @@ def write_entry(journal: Journal, job: Job, end: AttemptEnd, fate: Fate) -> None
         ATTEMPT=job.attempt,
         FATE=fate.name,
         TARGET=None if job.target is None else _bytes(job.target),
-        OUTCOME=end.outcome,
-        DETAIL=end.detail,
-        EXIT_STATUS=end.exit_code,
-        PEAK=end.memory_peak_bytes,
-        WALL_SECONDS=end.wall_seconds,
-        CPU_SECONDS=end.cpu_seconds,
+        **{field: getattr(end, name) for field, name in _FIELDS_OF_END.items()},
     )
 
 

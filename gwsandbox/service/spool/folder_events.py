@@ -15,19 +15,25 @@ if TYPE_CHECKING:
 
 
 class Happening(enum.Enum):
-    """What happened to a name."""
+    """What happened to a name; the values are the bits of inotify(7), from include/uapi/linux/inotify.h."""
 
-    CREATED = enum.auto()
-    OPENED = enum.auto()
-    WRITER_CLOSED = enum.auto()
-    READER_CLOSED = enum.auto()
-    MOVED_AWAY = enum.auto()
-    MOVED_HERE = enum.auto()
-    REMOVED = enum.auto()
-    FOLDER_CAME = enum.auto()
-    FOLDER_WENT = enum.auto()
-    EVENTS_LOST = enum.auto()
+    CREATED = 0x100  # IN_CREATE
+    OPENED = 0x20  # IN_OPEN
+    WRITER_CLOSED = 0x8  # IN_CLOSE_WRITE
+    READER_CLOSED = 0x10  # IN_CLOSE_NOWRITE
+    MOVED_AWAY = 0x40  # IN_MOVED_FROM
+    MOVED_HERE = 0x80  # IN_MOVED_TO
+    REMOVED = 0x200  # IN_DELETE
+    FOLDER_CAME = 0x4000_0100  # IN_ISDIR and IN_CREATE; or IN_MOVED_TO
+    FOLDER_WENT = 0x4000_0200  # IN_ISDIR and IN_DELETE; or IN_MOVED_FROM
+    EVENTS_LOST = 0x4000  # IN_Q_OVERFLOW
     """The kernel dropped events, as there were too many."""
+
+
+_OF_FILES = (
+    *(Happening.CREATED, Happening.OPENED, Happening.WRITER_CLOSED, Happening.READER_CLOSED),
+    *(Happening.MOVED_AWAY, Happening.MOVED_HERE, Happening.REMOVED),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +69,9 @@ class FolderEvents:
             remedy = "pip install 'gwsandbox[service]'"
             raise SandboxError("the package inotify-simple is missing", remedy=remedy) from error
         self._gone = flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT | flags.IGNORED
-        self._happenings = {
-            flags.CREATE: Happening.CREATED,
-            flags.OPEN: Happening.OPENED,
-            flags.CLOSE_WRITE: Happening.WRITER_CLOSED,
-            flags.CLOSE_NOWRITE: Happening.READER_CLOSED,
-            flags.MOVED_FROM: Happening.MOVED_AWAY,
-            flags.MOVED_TO: Happening.MOVED_HERE,
-            flags.DELETE: Happening.REMOVED,
-        }
         wanted = flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
-        for flag in self._happenings:
-            wanted |= flag
+        for happening in _OF_FILES:
+            wanted |= happening.value
         self._inotify = self._watch(INotify, wanted)
 
     def _watch(self, make: type[INotify], wanted: int) -> INotify:
@@ -118,6 +115,6 @@ class FolderEvents:
                 yield from self._of_file(event.mask, event.name, event.cookie)
 
     def _of_file(self, mask: int, name: str, cookie: int) -> Iterator[Event]:
-        for flag, happening in self._happenings.items():
-            if mask & flag:
+        for happening in _OF_FILES:
+            if mask & happening.value:
                 yield Event(happening, name, cookie)

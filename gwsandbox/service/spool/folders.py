@@ -8,6 +8,7 @@ import os
 import time
 
 from gwsandbox.linux.lease import has_leases
+from gwsandbox.linux.locks import try_lock
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.service.spool import files
 
@@ -63,8 +64,8 @@ def check_storage(work: str) -> None:
 def lock(work: str) -> int:
     """Lock the spool.
 
-    The supervisor inherits the descriptor. So whoever gets the lock knows that every process of an earlier instance
-    is gone.
+    The supervisor inherits the descriptor. So the next holder of the lock knows that every process of an
+    earlier instance is gone.
 
     Returns:
         The descriptor that holds the lock.
@@ -75,17 +76,13 @@ def lock(work: str) -> int:
     path = f"{work}/{_LOCK}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                remedy = "another gwsandbox serve works on this spool; stop it, or give each its own"
-                raise SandboxError("lock the spool", path=path, remedy=remedy) from error
-            time.sleep(0.05)  # a killed instance may still be dying, and a lock announces nothing
-        else:
-            return fd
+    while not try_lock(fd, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            os.close(fd)
+            remedy = "another gwsandbox serve works on this spool; stop it, or give each its own"
+            raise SandboxError("lock the spool", path=path, remedy=remedy)
+        time.sleep(0.05)  # a killed instance may still be dying, and a lock announces nothing
+    return fd
 
 
 def write_holder(lock: int, text: str) -> None:
@@ -117,9 +114,6 @@ def is_locked(work: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(fd, fcntl.LOCK_SH)
     finally:
         os.close(fd)
-    return False

@@ -29,7 +29,7 @@ from gwsandbox.service.spool.names import is_for_us
 _MOST_READY = 10_000  # names; the watcher finds further ones when the service has taken those
 _SCAN_SECONDS = 60.0  # between two scans for files that the kernel does not announce
 _LINK_SECONDS = 2.0  # a file with two names may lose one soon: some producers link it, and then remove the first
-_OPEN_SECONDS = 0.5  # whoever creates a file has it open by then; a new link is not
+_OPEN_SECONDS = 0.5  # the creator of a file has it open by then; a new link is not
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0  # seconds between two questions whether a file still has a writer
 
 

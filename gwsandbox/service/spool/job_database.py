@@ -111,12 +111,12 @@ class AttemptEnd:
     """How an attempt ended: the part of its row that its end fills in. Times are seconds since the Epoch."""
 
     outcome: str
-    detail: str = ""
     ended_at: float | None = None
     exit_code: int | None = None
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     memory_peak_bytes: int | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +126,14 @@ class AttemptRow:
     job: int
     number: int
     started_at: float
-    ended_at: float | None
-    outcome: str | None
-    detail: str | None
-    exit_code: int | None
-    wall_seconds: float | None
-    cpu_seconds: float | None
-    memory_peak_bytes: int | None
     limits: dict[str, Any]
+    ended_at: float | None = None
+    outcome: str | None = None
+    detail: str | None = None
+    exit_code: int | None = None
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    memory_peak_bytes: int | None = None
 
 
 _END_COLUMNS = tuple(field.name for field in fields(AttemptEnd))

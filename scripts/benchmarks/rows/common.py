@@ -28,19 +28,16 @@ def attempt(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A tool in a row of costs.
-
-    Args:
-        who: Its name in the table.
-        spec: The side that runs it.
-        count: Tasks of one round.
-        at_most: The target for its ratio, where it has one.
-    """
+    """A tool in a row of costs."""
 
     who: str
+    """Its name in the table."""
     spec: SideSpec
+    """The side that runs it."""
     count: int
+    """Tasks of one round."""
     at_most: float | None = None
+    """The target for its ratio, where it has one."""
 
 
 def compete(plan: Plan, floor: Floor, contenders: Iterable[Contender], of: str, **arguments: object) -> Iterator[Entry]:

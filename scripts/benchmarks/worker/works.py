@@ -49,8 +49,8 @@ def long_run(tool: str, terms: Terms, *, count: int, keep: bool = False) -> Answ
 def _holdings() -> dict[str, tuple[int, int]]:
     """Memory in bytes and descriptors of this process, and of gwsandbox's supervisor below it."""
     processes = {"caller": os.getpid()}
-    keeper = min(proc.children(os.getpid()), default=None)
-    supervisor = None if keeper is None else min(proc.children(keeper), default=None)
+    reaper = min(proc.children(os.getpid()), default=None)
+    supervisor = None if reaper is None else min(proc.children(reaper), default=None)
     if supervisor is not None:
         processes["supervisor"] = supervisor
     return {who: (proc.resident(pid), proc.descriptors(pid)) for who, pid in processes.items()}
