@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat, starmap
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from gwsandbox.client.parameters import Parameters, check_task
 from gwsandbox.client.results import never_started
@@ -112,6 +113,7 @@ class ProcessManager:
         self._drawn: deque[tuple[int, Work]] = deque()  # at most one, from the iterator at the head of the queue
         self._ready: deque[TaskResult] = deque()
         self._session: Session | None = None
+        self._forgotten: weakref.finalize[Any, Any] | None = None
         self._numbers = itertools.count(1)
         self._owner = os.getpid()
         # For the command line, which waits for signals too.
@@ -277,6 +279,9 @@ class ProcessManager:
             setattr(self._parameters, name, getattr(self, name))
         # Kept before it is started: whatever interrupts that, it is closed.
         self._session = self._parameters.session(inherited_tasks, self._ready)
+        # Ctrl-C at the first bytecode of __exit__ leaves the block without it. Then this ends what runs.
+        self._forgotten = weakref.finalize(self, _close_forgotten, self._session, self._owner)
+        self._forgotten.atexit = False  # the end of this process ends it too
         try:
             self._session.start()
         except CgroupError as error:
@@ -291,6 +296,8 @@ class ProcessManager:
         if self._session is not None:
             self._session.close()
             self._session = None
+            if self._forgotten is not None:
+                self._forgotten.detach()
 
     # --- the block ----------------------------------------------------------------------------------
 
@@ -331,6 +338,12 @@ class ProcessManager:
             raise RuntimeError(
                 f"this ProcessManager belongs to process {self._owner}, not to {os.getpid()}; make one of its own"
             )
+
+
+def _close_forgotten(session: Session, owner: int) -> None:
+    """End the run of a manager that nobody refers to any more; a fork of its process leaves it alone."""
+    if os.getpid() == owner:
+        session.close()
 
 
 GlasswallProcessManager = ProcessManager

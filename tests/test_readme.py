@@ -57,6 +57,7 @@ NOT_RUN = Counter(
         ("scripts/README.md", "boots a virtual machine"): 2,
         ("scripts/README.md", "measures for minutes"): 1,
         ("systemd/README.md", "needs root and systemd"): 2,
+        ("tests/README.md", "takes half an hour"): 1,
     }
 )
 """For each page and reason, how many blocks do not run."""

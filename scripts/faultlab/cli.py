@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         role=getattr(asked, "role", None),
         each=getattr(asked, "each", False),
         share=getattr(asked, "share", (0, 1)),
+        power_cut=getattr(asked, "power_cut", False),
         batch=getattr(asked, "batch", 1),
         scale=getattr(asked, "rounds_scale", 1.0),
         only=tuple(getattr(asked, "only", ())),
@@ -84,6 +85,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             one.add_argument("--manner", choices=("once", "lasting"), help="(default: both)")
             one.add_argument("--each", action="store_true", help="each call in one way, which the seed chooses")
             one.add_argument("--share", type=_share, default=(0, 1), metavar="K/N", help="every N-th, from the K-th on")
+        elif name == "spool":
+            one.add_argument("--power-cut", action="store_true", help="the disk loses its power, once a round; as root")
         elif name == "fuzz":
             one.add_argument("--batch", type=int, default=1, metavar="N", help="inputs of a round: N times as many")
         elif name == "table":

@@ -124,10 +124,12 @@ def _left(backend: str, *, is_swept: bool) -> tuple[str, ...]:
     """Processes and run groups that are left, in words."""
     if backend != "cgroup":
         return wait_for_children()
-    if is_swept:
+    give_up_at = time.monotonic() + LEAVING_SECONDS
+    while is_swept:
         group = CgroupBackend.find()
         group.prepare()
         group.destroy()
+        is_swept = any(_run_groups()) and time.monotonic() < give_up_at  # who held it may just be dying
     processes = wait_for_children()
     return (*processes, *(f"run group {path}" for path in _run_groups()))
 

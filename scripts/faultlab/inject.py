@@ -75,7 +75,7 @@ def run(options: Options) -> Tally:
         random.Random(options.seed).shuffle(points)
         points = _one_of_each(points) if options.each else points
         points = points[options.share[0] :: options.share[1]]
-    for method, point in points if options.each else points[: options.rounds]:
+    for method, point in points[: options.rounds]:
         if options.is_over():
             break
         tally.add(one_round(options, method, point))

@@ -142,6 +142,8 @@ def _findings(plan: Plan, strikes: Sequence[Strike], ended: Ended) -> Iterator[F
         return
     for left in ended.report["left"]:
         yield Finding(Kind.LEFT, f"{left} after {what}", ended.log)
+    if ended.report["raised"] and _is_start_hit(strikes) and ended.report["raised"]["ours"]:
+        return  # no supervisor could be started, which is said
     if ended.report["raised"]:
         yield Finding(Kind.WRONG, f"raised {ended.report['raised']} after {what}", ended.log)
     yield from _judge_tasks(ended.report["tasks"], strikes, what, ended.log)
@@ -188,9 +190,15 @@ def _excuse(result: Mapping[str, Any], strikes: Sequence[Strike]) -> str | None:
     if result["outcome"] == "SANDBOX_ERROR" and result["step"]:
         if Role.SUPERVISOR in _hit(strikes, Signals.SIGKILL):
             return "supervisor"
-        if any(strike.early and Role.REAPER in strike.hit and strike.number in deadly for strike in strikes):
+        if _is_start_hit(strikes):
             return "no supervisor"
     return None
+
+
+def _is_start_hit(strikes: Sequence[Strike]) -> bool:
+    """Whether the reaper was ended before there was a supervisor."""
+    deadly = {Signals.SIGKILL, Signals.SIGTERM}
+    return any(strike.early and Role.REAPER in strike.hit and strike.number in deadly for strike in strikes)
 
 
 def _shown(result: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ class Options:
         traced: For "inject": by strace.
         each: For "inject": every call fails in one manner with one errno, by the seed, instead of in all.
         share: Run every n-th round only, as (which, n): for several labs at a time.
+        power_cut: For "spool": its disk loses its power, instead of kills.
         batch: For "fuzz": by how much a batch is larger than usual.
         scale: For "table": by how much rounds are more than usual.
         only: For "table": these rows; empty: all.
@@ -45,6 +46,7 @@ class Options:
     role: Role | None = None
     each: bool = False
     share: tuple[int, int] = (0, 1)
+    power_cut: bool = False
     batch: int = 1
     scale: float = 1.0
     only: tuple[str, ...] = ()

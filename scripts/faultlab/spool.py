@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -224,6 +226,66 @@ def _by_anonymous_file(folder: str, name: str, content: bytes) -> None:
         os.close(fd)
 
 
+# --- a disk that loses its power -------------------------------------------------------------------------
+
+_FS_IOC_SHUTDOWN = 0x8004587D  # include/uapi/linux/fs.h
+_NOLOGFLUSH = struct.pack("=I", 2)  # include/uapi/linux/ext4.h: what is not on the disk is lost
+_IMAGE_BYTES = 64 << 20
+
+
+class _Disk:
+    """A file system of its own, mounted at a folder. Needs root."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = f"{folder}/root"
+        self._image = f"{folder}/image"
+        os.mkdir(self.root)
+        with open(self._image, "wb") as image:
+            image.truncate(_IMAGE_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-F", self._image], check=True)
+
+    def mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", self._image, self.root], check=True)
+
+    def umount(self) -> None:
+        subprocess.run(["umount", self.root], check=True)
+
+    def cut_power(self) -> None:
+        """What was not written to the disk by now is lost, and nothing more is."""
+        fd = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, _FS_IOC_SHUTDOWN, _NOLOGFLUSH)
+        finally:
+            os.close(fd)
+
+
+def _power_cut_round(options: Options, seed: int) -> tuple[Round, int]:
+    """Files go through a service whose disk loses its power, and whose processes die; then through another one."""
+    folder = tempfile.mkdtemp(prefix="faultlab-")
+    disk = _Disk(folder)
+    spool = Spool(disk.root, random.Random(seed), options.backend)
+    disk.mount()
+    try:
+        spool.prepare()
+        spool.start()
+        for number in range(_INPUTS):
+            spool.deliver(number)
+        os.sync()  # a producer that wants its files to survive sees to that
+        select.select([], [], [], spool.rng.uniform(0, 4 * _LONGEST_PAUSE))
+        disk.cut_power()
+        driver.clear_up()
+        disk.umount()
+        disk.mount()
+        spool.start()
+        findings = tuple(spool.finished("after a power cut"))
+        command = options.repeat("spool", seed, "--power-cut")
+        return Round(len(spool.contents), findings, command), 1
+    finally:
+        driver.clear_up()
+        disk.umount()
+        shutil.rmtree(folder)
+
+
 # --- rounds ----------------------------------------------------------------------------------------------
 
 
@@ -233,7 +295,7 @@ def run(options: Options) -> Tally:
     kills = 0
     syscalls.be_subreaper()
     for seed in options.seeds():
-        done, count = one_round(options, seed)
+        done, count = _power_cut_round(options, seed) if options.power_cut else one_round(options, seed)
         kills += count
         tally.add(done)
     tally.notes.append(f"{kills} kills")

@@ -27,7 +27,7 @@ class Row:
 
     Args:
         kind: The subcommand.
-        rounds: How many; 0: as many as there are.
+        rounds: How many, or fewer where there are no more.
         words: Further arguments.
         parts: How it is split where two labs run at a time: by "seeds", "methods" or "share".
         unit: What its JSON counts beside rounds.
@@ -45,7 +45,7 @@ class Row:
 
     def command(self, options: Options) -> list[str]:
         """What repeats it."""
-        rounds = ["--rounds", str(self.rounds)] if self.rounds else []
+        rounds = ["--rounds", str(self.rounds)]
         return [self.kind, "--seed", str(options.seed), *rounds, "--backend", options.backend, *self.words]
 
     def halves(self, options: Options) -> list[list[str]]:
@@ -64,7 +64,7 @@ class Row:
 ROWS = (
     Row("kill", 2000),
     Row("interrupt", 2000),
-    Row("inject", 0, ("--each",), parts="share"),
+    Row("inject", 4000, ("--each",), parts="share"),  # more than there are calls
     Row("soak", 200, parts="methods"),
     Row("states", 200, parts="methods", unit="uses"),
     Row("fuzz", 42, ("--batch", "8"), unit="inputs"),

@@ -20,7 +20,7 @@ from gwsandbox.backends.cgroup.leaf import Leaf
 from gwsandbox.backends.rlimit import RlimitSandbox
 from gwsandbox.guest import zygote
 from gwsandbox.ipc import channel
-from gwsandbox.linux import confine, landlock, syscalls
+from gwsandbox.linux import confine, landlock, procfs, syscalls
 from gwsandbox.model import foreign
 from gwsandbox.supervisor import launcher, supervisor
 
@@ -263,3 +263,17 @@ def test_what_is_logged_of_an_argument_is_cut_and_raises_nothing(caplog: pytest.
     long, unspeakable = [record.getMessage() for record in caplog.records]
     assert len(long) < 1000
     assert unspeakable.startswith("SUCCEEDED isinstance '(its text cannot be made)'")
+
+
+# --- a block that is left by no __exit__ -----------------------------------------------------------------
+
+
+def test_a_manager_that_is_forgotten_ends_its_run(backend: BackendName) -> None:
+    """As after Ctrl-C at the first bytecode of __exit__, before any of its own comes to do something."""
+    manager = ProcessManager(1, backend=backend)
+    manager.__enter__()
+    manager.queue_task(Task(signal.pause))
+    manager._feed()
+    assert procfs.children(os.getpid())
+    del manager
+    assert procfs.children(os.getpid()) == []

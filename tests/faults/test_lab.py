@@ -152,3 +152,14 @@ def test_the_same_seed_makes_the_same_inputs() -> None:
         print(json.dumps([made(), made()]))
     """)
     assert first == second
+
+
+def test_a_table_has_a_row_for_each_kind_and_the_command_that_repeats_it() -> None:
+    words = [sys.executable, str(SCRIPTS / "faults"), "table", "--rounds-scale", "0.0005", "--only", "kill", "states"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    head, _, kill, states = done.stdout.splitlines()[-4:]
+    assert head == "| faults | backend | rounds | what | lost | left | hung | wrong | minutes | command |"
+    assert kill.startswith("| kill | rlimit | 1 | ")
+    assert kill.endswith("| 0 | 0 | 0 | 0 | 0.0 | `scripts/faults kill --seed 1 --rounds 1 --backend rlimit` |")
+    assert states.startswith("| states | rlimit | 1 | ")

@@ -18,8 +18,10 @@ import pytest
 from support import MIB, PACE, run_all, sleep_for_ever, times
 
 from gwsandbox import Limits, Outcome, ProcessManager, SandboxError, Task, TaskResult
+from gwsandbox.backends.cgroup import run_group
 from gwsandbox.backends.cgroup.backend import CgroupBackend
-from gwsandbox.backends.cgroup.delegation import MOUNT
+from gwsandbox.backends.cgroup.delegation import MOUNT, find_root
+from gwsandbox.linux import procfs
 
 pytestmark = pytest.mark.cgroup2
 
@@ -41,7 +43,7 @@ def begin_and_sleep(writer: int) -> None:
     sleep_for_ever()
 
 
-def run_group(manager: ProcessManager) -> str:
+def group_of(manager: ProcessManager) -> str:
     """Start the run; the path of its cgroup."""
     manager._feed()
     assert manager._session is not None
@@ -84,7 +86,7 @@ def test_a_leaf_that_is_killed_and_removed_costs_its_own_task(begun: tuple[int, 
     reader, writer = begun
     with ProcessManager(1, backend="cgroup") as manager:
         manager.queue_task(Task(begin_and_sleep, (writer,)))
-        group = run_group(manager)
+        group = group_of(manager)
         os.read(reader, 1)
         kill_and_remove(f"{group}/task-1")
         manager.queue_tasks(Task(abs, (-1,)) for _ in range(3))
@@ -98,7 +100,7 @@ def test_a_run_group_that_is_removed_fails_what_is_left(begun: tuple[int, int]) 
     reader, writer = begun
     with ProcessManager(1, backend="cgroup") as manager:
         manager.queue_task(Task(begin_and_sleep, (writer,)))
-        group = run_group(manager)
+        group = group_of(manager)
         os.read(reader, 1)
         manager.queue_tasks(Task(abs, (-1,)) for _ in range(5))
         while os.path.exists(group):
@@ -118,14 +120,14 @@ def test_a_frozen_tree_holds_its_deadlines_and_goes_on_when_it_thaws(begun: tupl
     reader, writer = begun
     with ProcessManager(1, backend="cgroup") as manager:
         manager.queue_task(Task(begin_and_sleep, (writer,), limits=WALL))
-        group = run_group(manager)
+        group = group_of(manager)
         os.read(reader, 1)
         put(f"{group}/cgroup.freeze", "1")
         manager.queue_task(Task(abs, (-1,), limits=WALL))
         frozen = list(manager.as_completed())
         manager.queue_task(Task(abs, (-1,)))
         manager._feed()
-        put(f"{run_group(manager)}/cgroup.freeze", "0")
+        put(f"{group_of(manager)}/cgroup.freeze", "0")
         thawed = list(manager.as_completed())
     assert outcomes(frozen) == {Outcome.TIMED_OUT: 2}
     assert outcomes(thawed) == {Outcome.SUCCEEDED: 1}
@@ -137,7 +139,7 @@ def test_guests_that_are_killed_while_they_are_born(begun: tuple[int, int]) -> N
     count = times(200, at_least=40)
     with ProcessManager(4, backend="cgroup") as manager:
         manager.queue_task(Task(abs, (-1,)))
-        group = run_group(manager)
+        group = group_of(manager)
         manager.queue_tasks(Task(abs, (-1,)) for _ in range(count))
         killer = os.fork()
         if killer == 0:
@@ -156,6 +158,21 @@ def kill_all_leaves(group: str) -> None:
         for leaf in leaves(group):
             with contextlib.suppress(OSError):
                 put(f"{leaf}/cgroup.kill", "1")
+
+
+@pytest.mark.delegated
+def test_what_a_dead_run_left_is_swept_though_nobody_reaps_its_owner() -> None:
+    """As in a container whose first process does not."""
+    owner = os.fork()
+    if owner == 0:
+        signal.pause()
+    path = f"{find_root().path}/gwsandbox-{owner}-{procfs.start_time(owner)}-0"
+    os.mkdir(path)
+    assert run_group.leftovers(os.path.dirname(path)) == []
+    os.kill(owner, signal.SIGKILL)
+    os.waitid(os.P_PID, owner, os.WEXITED | os.WNOWAIT)
+    assert run_group.sweep(os.path.dirname(path)) == [path]
+    os.waitpid(owner, 0)
 
 
 # --- systemd ---------------------------------------------------------------------------------------------
@@ -201,7 +218,7 @@ def test_a_limit_that_systemd_lowers_above_a_run_is_no_limit_of_the_task() -> No
 def in_a_scope(manager: ProcessManager) -> str:
     """Let a run that has not begun be in a scope of systemd's; the name of the scope, once it has."""
     manager._parameters.backend = CgroupBackend()
-    return os.path.basename(os.path.dirname(run_group(manager)))
+    return os.path.basename(os.path.dirname(group_of(manager)))
 
 
 @pytest.mark.vm
@@ -290,7 +307,7 @@ def test_memory_that_an_ancestor_lacks_is_no_limit_of_the_task() -> None:
     reader, writer = os.pipe()
     with ProcessManager(1, backend="cgroup") as manager:
         manager.queue_task(Task(hold, (writer, 200 * MIB)))
-        group = run_group(manager)
+        group = group_of(manager)
         os.read(reader, 1)
         with contextlib.suppress(FileNotFoundError):  # no swap is accounted
             put(f"{group}/memory.swap.max", "0")

@@ -72,6 +72,13 @@ def test_readers_of_what_others_wrote(tmp_path: Path) -> None:
     assert found["inputs"] >= 100_000
 
 
+@pytest.mark.vm
+@pytest.mark.long
+def test_files_on_a_disk_that_loses_its_power(tmp_path: Path, backend: BackendName) -> None:
+    found = run(tmp_path, "spool", "--power-cut", "--rounds", "2", "--backend", backend)
+    assert found["inputs"] == 40
+
+
 @pytest.mark.long
 def test_files_through_a_service_that_is_killed(tmp_path: Path, backend: BackendName) -> None:
     found = run(tmp_path, "spool", "--rounds", "2", "--backend", backend)

@@ -19,7 +19,7 @@ import time
 from gwsandbox.backends.cgroup import files, subtree
 from gwsandbox.backends.cgroup.delegation import RUN_NAME, DelegatedRoot
 from gwsandbox.linux.locks import try_lock
-from gwsandbox.linux.procfs import start_time
+from gwsandbox.linux.procfs import is_zombie, start_time
 from gwsandbox.model.errors import CgroupError
 
 _ASIDE = "supervisor"
@@ -197,7 +197,8 @@ def _is_left_over(root: str, name: str) -> bool:
     if match is None:
         return False
     try:
-        if start_time(int(match[1])) == int(match[2]):
+        owner = int(match[1])
+        if start_time(owner) == int(match[2]) and not is_zombie(owner):  # some first processes of containers never reap
             return False
         folder = files.open_folder(f"{root}/{name}")
     except OSError:  # another user's, or just removed
