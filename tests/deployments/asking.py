@@ -96,12 +96,19 @@ def unit(
         file.write_text("\n".join(text), encoding="utf-8")
         try:
             subprocess.run(["systemctl", "daemon-reload"], check=True)
-            subprocess.run(["systemctl", "start", NAME], check=True, timeout=HANG_AFTER)
+            started = subprocess.run(["systemctl", "start", NAME], check=False, timeout=HANG_AFTER)
+            assert started.returncode == 0, journal(NAME)
             return json.loads(said.read_text(encoding="utf-8").splitlines()[-1])
         finally:
             file.unlink()
             subprocess.run(["systemctl", "stop", NAME], check=False, capture_output=True)
             subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+def journal(name: str) -> str:
+    """The last that a unit has said."""
+    command = ["journalctl", "--no-pager", "--lines=20", "--output=cat", f"--unit={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 @functools.cache

@@ -124,11 +124,13 @@ UNDELEGATED_EXCEPT = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_that_hardens_a_delegated_unit(option: str) -> None:
     DELEGATED_EXCEPT.get(option, Deployment(f"Delegate=yes; {option}")).ask()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_that_hardens_a_unit(option: str) -> None:
     UNDELEGATED_EXCEPT.get(option, Deployment(option, path=".scope")).ask()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from asking import SOURCES, since, unit
+from asking import SOURCES, unit
 
-pytestmark = [pytest.mark.vm, pytest.mark.deployment, pytest.mark.cgroup2]
+pytestmark = [pytest.mark.vm, pytest.mark.deployment, pytest.mark.thorough, pytest.mark.cgroup2]
 
 USERS_OWN = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/"
 SYSTEMS = "/sys/fs/cgroup/system.slice/"
-RUN = f"env PYTHONPATH={SOURCES} {sys.executable} -m gwsandbox --quiet run --no-limits --hardening off --backend cgroup"
+RUN = f"env PYTHONPATH={SOURCES} {sys.executable} -m gwsandbox run --hardening off --backend cgroup"
 
 
 @pytest.mark.parametrize(
@@ -72,12 +76,29 @@ def test_a_cgroup_namespace() -> None:
     assert said["outcome"] == "WrongNamespace", said
     remedy = "mount this one's, as root: umount -lR /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup"
     assert said["detail"].endswith(remedy), said
-    mounted = f"unshare --cgroup --mount sh -c {shlex.quote(remedy.partition(': ')[2] + ' && sh -c ')}COMMAND"
-    assert unit("Delegate=yes", wrap=mounted)["outcome"] == "SUCCEEDED"
+    mounts = shlex.quote(remedy.partition(": ")[2] + ' && exec "$0" "$@"')
+    assert unit("Delegate=yes", wrap=f"unshare --cgroup --mount sh -c {mounts} sh -c COMMAND")["outcome"] == "SUCCEEDED"
 
 
-@since(254)
 def test_socket_activation() -> None:
-    """A service for each connection, with the connection as its standard input."""
-    said = unit("Delegate=yes", "DelegateSubgroup=supervisor", "StandardInput=null")
-    assert said["outcome"] == "SUCCEEDED", said
+    """A service for each connection, which is its standard input and output."""
+    service, listener = Path("/run/systemd/system/gwsandboxtest@.service"), "gwsandboxtest.socket"
+    socket_unit, path = service.parent / listener, "/run/gwsandboxtest"
+    source = "import gwsandbox; print(gwsandbox.run(str.upper, (input(),)).result)"
+    command = shlex.join(["/usr/bin/env", f"PYTHONPATH={SOURCES}", sys.executable, "-c", source])
+    service.write_text(f"[Service]\nDelegate=yes\nStandardInput=socket\nExecStart={command}\n", encoding="utf-8")
+    socket_unit.write_text(f"[Socket]\nListenStream={path}\nAccept=yes\n", encoding="utf-8")
+    try:
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+        subprocess.run(["systemctl", "start", listener], check=True)
+        with socket.socket(socket.AF_UNIX) as client, client.makefile("rw", encoding="utf-8") as lines:
+            client.connect(path)
+            lines.write("said\n")
+            lines.flush()
+            assert lines.readline() == "SAID\n"
+    finally:
+        subprocess.run(["systemctl", "stop", listener], check=False)
+        service.unlink()
+        socket_unit.unlink()
+        os.unlink(path)
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
