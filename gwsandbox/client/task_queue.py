@@ -110,7 +110,7 @@ class TaskQueue:
         self._epoll.register(session.fileno(), select.EPOLLIN)
 
     def _sessions(self) -> list[Session]:
-        return self._replaced if self._session is None else [*self._replaced, self._session]
+        return [*self._replaced, *(() if self._session is None else (self._session,))]
 
     def _close_done(self) -> None:
         """Close the sessions that are lost, or replaced and done."""
@@ -201,7 +201,7 @@ class TaskQueue:
         while session.streams.calls:
             try:
                 session.streams.make_calls()
-            except Exception:
+            except (Exception, SystemExit):
                 session.streams.drop_call()
                 logging.getLogger("gwsandbox").exception("a callback for a program's streams raised")
         self._collect(results)
