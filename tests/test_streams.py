@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,9 +140,9 @@ def test_what_is_no_stream_is_refused(wrong: Any) -> None:
 # --- asyncio -------------------------------------------------------------------------------------------------
 
 
-def in_pool(backend: BackendName, main: Any) -> Any:
+def in_pool(backend: BackendName, main: Any, workers: int = 1) -> Any:
     async def with_pool() -> Any:
-        async with SandboxPool(1, backend=backend) as pool:
+        async with SandboxPool(workers, backend=backend) as pool:
             return await main(pool)
 
     return asyncio.run(with_pool())
@@ -159,21 +160,24 @@ def test_stream_yields_lines(backend: BackendName) -> None:
     assert sorted(in_pool(backend, main)) == [("stderr", b"b\n"), ("stdout", b"a\n")]
 
 
-def test_a_program_waits_for_a_slow_reader(backend: BackendName) -> None:
-    """It has written no more than two pipes hold, and what was taken, when another task has run to its end."""
-    program = "import os, sys\nwhile True: sys.stderr.write('.'); sys.stderr.flush(); os.write(1, bytes(8192))"
+def test_a_program_waits_for_a_slow_reader(backend: BackendName, tmp_path: Path) -> None:
+    """It has written no more than the pipes hold, and what was taken, when another has written far more."""
+    program = f"""
+import os
+count = os.open({str(tmp_path / "count")!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+while True:
+    os.write(1, bytes(8192))
+    os.write(count, b".")
+"""
 
     async def main(pool: SandboxPool) -> int:
         async with contextlib.aclosing(pool.stream(Command([sys.executable, "-c", program]))) as chunks:
-            taken = [await anext(chunks) for _ in range(3)]
-            await asyncio.sleep(0.3)  # in which it would write many times as much
-            dots = 0
-            while dots < 10 * len(taken):
-                chunk = await anext(chunks)
-                dots += chunk.data.count(b".")
-            return dots
+            await anext(chunks)
+            much = pool.stream(Command(["head", "-c", "20000000", "/dev/zero"]))
+            assert sum([len(chunk.data) async for chunk in much]) == 20_000_000
+            return (tmp_path / "count").stat().st_size
 
-    assert in_pool(backend, main) < 500
+    assert in_pool(backend, main, workers=2) < 100
 
 
 def test_leaving_a_stream_ends_the_program(backend: BackendName) -> None:
