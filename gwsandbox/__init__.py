@@ -33,7 +33,7 @@ from gwsandbox.model.errors import (
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Enforcement, Outcome, TaskResult, Usage
-from gwsandbox.model.task import Command, CommandOutput, Task
+from gwsandbox.model.task import Command, CommandOutput, OutputChunk, Task
 from gwsandbox.progress import progress
 from gwsandbox.run import run
 
@@ -59,6 +59,7 @@ __all__ = [
     "InitializerFailed",
     "Limits",
     "Outcome",
+    "OutputChunk",
     "OutputExceeded",
     "ProcessManager",
     "RemoteError",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 from gwsandbox.client.parameters import Parameters, check_task
+from gwsandbox.client.streams import PAUSE
 from gwsandbox.client.task_queue import Submission, TaskQueue
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import TaskResult
-from gwsandbox.model.task import Command, CommandOutput, Task, check_limits
+from gwsandbox.model.task import Command, CommandOutput, OutputChunk, Task, check_limits
 
 _R = TypeVar("_R")
 _NOTHING = object()
@@ -230,6 +232,41 @@ class SandboxPool:
             await drawn.close()
             await self._end(list(running.values()))
 
+    async def stream(
+        self, command: Command, *, lines: bool = False, **options: Unpack[_Options]
+    ) -> AsyncGenerator[OutputChunk, None]:
+        """Yield what a program writes, as it comes; while nothing is taken, the program waits.
+
+        It ends with the program, and when the generator is closed the program is ended: use ``contextlib.aclosing``
+        where you leave it early.
+
+        Args:
+            command: The program.
+            lines: Whether each chunk is a whole line: up to 64 KiB of one that is longer.
+            options: As of ``run``.
+
+        Raises:
+            Exception: What ``TaskResult.exception`` says, where the program does not succeed.
+            RuntimeError: Not inside of the block.
+        """
+        chunks = _Chunks()
+        command = copy.copy(command)
+        command.on_output, command.lines = chunks.take, lines
+        submission, waiter = self._submit(command, **options)
+        waiter.add_done_callback(lambda _: chunks.came.set())
+        try:
+            while not waiter.done() or chunks.waiting:
+                while chunks.waiting:
+                    yield chunks.waiting.popleft()
+                if not waiter.done():
+                    chunks.came.clear()
+                    self._entered().resume(submission)
+                    await chunks.came.wait()
+            if (error := waiter.result().exception) is not None:
+                raise error
+        finally:
+            await self._end([submission])
+
     def _submit(
         self, task: Task | Command, limits: Limits | None = None, priority: int = 0
     ) -> tuple[Submission, asyncio.Future[TaskResult]]:
@@ -252,6 +289,20 @@ class SandboxPool:
             self._queue.cancel(submissions)
             self._turn()
             await asyncio.wait(waiters)
+
+
+class _Chunks:
+    """What a program wrote and nobody has taken."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[OutputChunk] = deque()
+        self.came = asyncio.Event()
+
+    def take(self, chunk: OutputChunk) -> object:
+        """The callback: nothing more is handed on until somebody takes this."""
+        self.waiting.append(chunk)
+        self.came.set()
+        return PAUSE
 
 
 class _Drawn:

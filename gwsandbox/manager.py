@@ -153,13 +153,23 @@ class ProcessManager:
         self._check_process()
         while True:
             self._feed()
-            if self._ready:
+            if self._session is not None and self._session.streams.calls:
+                self._hand_on(self._session)
+            elif self._ready:
                 # Taken out and given away by one call of C: no signal handler finds a result that is nowhere.
                 yield from islice(starmap(self._ready.popleft, repeat(())), 1)
             elif self._session is None:
                 return
             elif self._session.unfinished:  # not so where an iterable had nothing (more) to give
                 self._session.await_results(self._wait_for)
+
+    @staticmethod
+    def _hand_on(session: Session) -> None:
+        """Call the user's code for streams of programs; not where everything is cancelled for what it raised."""
+        if session.cancelled:
+            session.streams.calls.clear()
+        else:
+            session.streams.make_calls()
 
     def start_tasks(self) -> None:
         """Process everything that is queued; ``task_results`` holds the results in order of completion.

@@ -19,6 +19,7 @@ from support import PACE, BackendName, Program, Watched, sleep_for_ever
 import gwsandbox
 from gwsandbox import Command, GuestCrashed, GuestKilled, Limits, Outcome, RemoteTraceback, SandboxError, Task
 from gwsandbox.executor import SandboxExecutor
+from gwsandbox.linux import procfs
 
 GLOBAL = ["as imported"]
 EXECUTORS: list[SandboxExecutor] = []
@@ -178,6 +179,9 @@ def test_cancel_of_what_waits(backend: BackendName, pipe: tuple[int, int]) -> No
         first = executor.submit(say_and_sleep, pipe[1])
         supervisor = int(os.read(pipe[0], 100).split()[1])
         waiting = [executor.submit(say, pipe[1], "never") for _ in range(20)]
+        while len(procfs.children(supervisor)) < 3:  # the zygote, the guest that runs, and the one that waits
+            wait(waiting, timeout=0.01)
+        assert waiting[1].running()
         assert all(future.cancel() for future in waiting)
         assert wait(waiting).done == set(waiting)
         assert {future.task_result.outcome for future in waiting if future.task_result} == {Outcome.CANCELLED}
@@ -306,6 +310,18 @@ def test_a_fork_of_the_caller_cannot_use_it(executor: SandboxExecutor, monkeypat
     monkeypatch.setitem(globals(), "EXECUTORS", [executor])
     assert f"belongs to process {os.getpid()}" in executor.submit(use_the_callers).result()
     assert executor.submit(square, 2).result() == 4
+
+
+def what_wakes() -> list[str]:
+    found = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3, 64) if os.path.exists(f"/proc/self/fd/{fd}")]
+    return [what for what in found if "event" in what]
+
+
+def test_no_guest_holds_what_wakes_the_executor(executor: SandboxExecutor) -> None:
+    """Else it could keep the executor from waking up; after ``refresh`` too, when there is more of it."""
+    assert executor.submit(what_wakes).result() == []
+    executor.refresh()
+    assert executor.submit(what_wakes).result() == []
 
 
 def test_one_that_is_forgotten_ends(backend: BackendName) -> None:

@@ -16,6 +16,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from itertools import starmap
 from typing import Any
 
@@ -23,27 +24,27 @@ from gwsandbox.backends.base import Backend
 from gwsandbox.client import clean_interpreter
 from gwsandbox.client.log import log_result
 from gwsandbox.client.loggers import other_threads
+from gwsandbox.client.outbox import Outbox
 from gwsandbox.client.processes import Processes
 from gwsandbox.client.results import make_result
 from gwsandbox.client.running import RunningTask
+from gwsandbox.client.streams import RunningStreams
 from gwsandbox.client.trace import trace_result
-from gwsandbox.client.uninterrupted import close_all, store
+from gwsandbox.client.uninterrupted import store
 from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import LOST, Begun, Cancel, Confined, Ended, Order, Packet, Report, Sent, Signal, Started
+from gwsandbox.ipc.channel import LOST, Begun, Confined, Ended, Order, Packet, Report, Sent, Signal, Started
 from gwsandbox.linux import unpatched
 from gwsandbox.linux.errnos import Patience, errno_of, is_not_now
 from gwsandbox.model.errors import SandboxError, TransferError
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.options import RunOptions
 from gwsandbox.model.result import Outcome, TaskResult
-from gwsandbox.model.task import Command, Task
+from gwsandbox.model.task import Command, CommandOutput, Task
 from gwsandbox.model.verdict import NEVER_STARTED
 from gwsandbox.supervisor.bootstrap import PRELOAD_REMEDY
 
-_ORDERS_TOGETHER = 256  # in one packet; each is some 100 bytes without its work
-_WORK_TOGETHER = 1 << 15  # bytes
 _CLOSE_SECONDS = 30.0  # that a supervisor has to end everything; then it is killed
 _LATER_SECONDS = 0.02
 _OTHER_VERSION = "see that gwsandbox was not replaced by another version while this process runs"
@@ -85,11 +86,11 @@ class Session:
         self.results: deque[TaskResult] = deque() if results is None else results
         self._unfinished: dict[int, tuple[int, Task | Command]] = {}  # by the number of the order
         self.running: dict[int, RunningTask] = {}  # likewise; where ``says_begins`` asks for it
-        self._orders: deque[tuple[Order, bytes | None]] = deque()
-        self._cancels: deque[Cancel] = deque()
         self._next_order = 1
         self.last_number = 0
         self._processes = Processes(backend, self._options)
+        self.streams = RunningStreams(self._processes)
+        self._outbox = Outbox(self._processes, self.streams)
         self._packets: deque[_RawPacket] = deque()
         self._made: TaskResult | None = None
         self._patience, self._send_patience = Patience(), Patience()
@@ -148,16 +149,20 @@ class Session:
         """
         order = self._next_order
         limits = self._options.limits.overridden_by(task.limits)
-        if number in self._inherited_tasks:
-            self._orders.append((Order(order, limits, inherited=number), None))
+        streams = 0
+        try:
+            if isinstance(task, Command) and task.has_streams:
+                streams = self.streams.add(order, task)
+            work = None if number in self._inherited_tasks else self._pack(task)
+        except TransferError as error:
+            self._fail(order, Report(order, Outcome.FAILED, str(error), error=error))
+        except OSError as error:
+            self._fail(order, _not_sent(order, error))
         else:
-            try:
-                work = self._pack(task)
-            except TransferError as error:
-                self._fail(order, Report(order, Outcome.FAILED, str(error), error=error))
-            else:
-                large = work if isinstance(work, bytes) and len(work) > LARGEST_WORK else None
-                self._orders.append((Order(order, limits, None if large else work), large))
+            large = work if isinstance(work, bytes) and len(work) > LARGEST_WORK else None
+            inherited = number if number in self._inherited_tasks else 0
+            made = Order(order, limits, None if large else work, inherited, streams=streams)
+            self._outbox.add(made, large)
         self._unfinished[order] = number, task
         self._next_order, self.last_number = order + 1, number
 
@@ -167,7 +172,7 @@ class Session:
 
     def _pack(self, task: Task | Command) -> bytes | Command:
         if isinstance(task, Command):
-            return task
+            return task.without_streams() if task.has_streams else task
         return call.pack_task(task, by_value=self._options.start_method != "fork")
 
     def cancel_tasks(self, numbers: Collection[int], *, begun: bool = True) -> None:
@@ -177,13 +182,15 @@ class Session:
             numbers: Of the tasks, as they were submitted.
             begun: Whether those are meant too whose time has begun.
         """
-        wanted = {order for order, (number, _) in self._unfinished.items() if number in numbers}
-        unsent = {order.number for order, _ in self._orders} & wanted
-        for number in unsent:
-            self._fail(number, Report(number, Outcome.CANCELLED, NEVER_STARTED))
-        self._orders = deque(entry for entry in self._orders if entry[0].number not in unsent)
-        if sent := wanted - unsent:
-            self._cancels.append(Cancel(tuple(sent), begun))
+        wanted = [order for order, (number, _) in self._unfinished.items() if number in numbers]
+        for order in self._outbox.cancel(wanted, begun=begun):
+            self._fail(order, Report(order, Outcome.CANCELLED, NEVER_STARTED))
+
+    def resume_streams(self, number: int) -> None:
+        """Hand on the output of a program again, after its callback has paused it."""
+        for order, (submitted, _) in self._unfinished.items():
+            if submitted == number:
+                self.streams.resume(order)
 
     def flush(self, *, wait: bool = True) -> None:
         """Send what was submitted and cancelled.
@@ -191,32 +198,24 @@ class Session:
         Args:
             wait: Whether to wait while the supervisor takes nothing. Otherwise ``fileno`` can be read when it does.
         """
-        self._flush_orders(wait=wait)
-        while self._cancels and not self._orders and not self.lost:
+        while self._outbox and not self.lost:
             try:
-                self._send(channel.pack(self._cancels[0], self._processes.memfds), wait=wait)
-            except (BlockingIOError, BrokenPipeError):
-                break
-            finally:
-                close_all(self._processes.memfds)
-            self._cancels.popleft()
-        self._processes.watch_room(wanted=bool(self._orders or self._cancels) and not self.lost)
-
-    def _flush_orders(self, *, wait: bool) -> None:
-        while self._orders and not self.lost:
-            together = self._next_packet()
-            try:
-                self._send_orders(together, wait=wait)
-            except (BlockingIOError, BrokenPipeError):
-                return  # there is no room now; or the next look for results finds it lost
+                sent = self._outbox.send_next()
+            except BrokenPipeError:
+                break  # the next look for results finds it lost
             except (OSError, MemoryError) as error:
-                if is_not_now(error) and self.unfinished > len(self._orders):
-                    return  # what runs gives back something
-                self._fail(together[0].number, _not_sent(together[0].number, error))
-                self._orders.popleft()
+                if not self._outbox.orders or (is_not_now(error) and self.unfinished > self._outbox.orders):
+                    break  # what runs gives back something
+                number = self._outbox.drop_first()
+                self._fail(number, _not_sent(number, error))
                 continue
-            for _ in together:
-                self._orders.popleft()
+            if sent is Sent.FULL and not wait:
+                break
+            if sent is Sent.DONE:
+                self._send_patience.renew()
+            else:
+                self._await_room(sent)
+        self._processes.watch_room(wanted=bool(self._outbox) and not self.lost)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the guests that run: see ``ipc.channel.Signal``."""
@@ -224,47 +223,26 @@ class Session:
         with contextlib.suppress(BrokenPipeError):  # the next look for results finds it lost
             self._send(channel.pack(Signal(number), self._processes.memfds))
 
-    def _next_packet(self) -> list[Order]:
-        """The orders at the head of those that wait, as many as go into one packet."""
-        together: list[Order] = []
-        size = 0
-        for order, large in self._orders:
-            size += len(order.work) if isinstance(order.work, bytes) else 0
-            if together and (large or (order.work is not None and size > _WORK_TOGETHER)):
-                break
-            together.append(order)
-            if large or isinstance(order.work, Command) or len(together) == _ORDERS_TOGETHER:
-                break
-        return together
-
-    def _send_orders(self, orders: list[Order], *, wait: bool) -> None:
-        large, memfds = self._orders[0][1], self._processes.memfds
-        try:
-            descriptor = None if large is None else call.store(large, "gwsandbox-task", memfds)
-            self._send(channel.pack(orders, memfds, descriptor), wait=wait)
-        finally:
-            close_all(memfds)
-
-    def _send(self, packet: Packet, *, wait: bool = True) -> None:
+    def _send(self, packet: Packet) -> None:
         """Send a packet, waiting as long as the supervisor lives and takes nothing.
 
         Raises:
-            BrokenPipeError: It is gone. BlockingIOError: It takes nothing, and nobody wants to wait.
-            OSError: The kernel refuses the packet.
+            BrokenPipeError: It is gone. OSError: The kernel refuses the packet.
         """
         while (sent := self._processes.send(packet)) is not Sent.DONE:
-            if sent is Sent.LATER:
-                self._send_patience.bear(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
-                time.sleep(_LATER_SECONDS)
-                self._receive(0)
-            elif not wait:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            else:
-                self._processes.await_room()  # or for that which makes room
-                self._receive(0)
+            self._await_room(sent)
             if self.lost:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self._send_patience.renew()
+
+    def _await_room(self, sent: Sent) -> None:
+        """Wait until the supervisor may take something, or for that which makes room."""
+        if sent is Sent.LATER:
+            self._send_patience.bear(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
+            time.sleep(_LATER_SECONDS)
+        else:
+            self._processes.await_room()
+        self._receive(0)
 
     def _fail(self, order: int, report: Report) -> None:
         """A task that comes to nothing here, as if the supervisor had said so."""
@@ -273,13 +251,13 @@ class Session:
     # --- results ------------------------------------------------------------------------------------
 
     def await_results(self, wait: Callable[[int], None] | None = None) -> None:
-        """Wait until there are ``results``. To be called only while there are ``unfinished`` tasks.
+        """Wait until there are ``results``, or calls for ``streams``. Only while there are ``unfinished`` tasks.
 
         Args:
             wait: Called with a descriptor before each wait; it comes back when the descriptor can be read.
         """
         self.flush()
-        while not self.results and self._unfinished:
+        while not self.results and not self.streams.calls and self._unfinished:
             if wait is not None and not self._packets and not self.lost:
                 wait(self.fileno())
             self._receive(None)
@@ -307,7 +285,7 @@ class Session:
             self._report_lost()
             return
         unpatched.wait_beside_greenlets(epoll.fileno(), seconds)
-        ready = {fd for fd, _ in epoll.poll(seconds)}
+        ready = self.streams.take(dict(epoll.poll(seconds)))
         if self._processes.socket.fileno() in ready:
             self._take_packet()
         elif ready and self._processes.is_supervisor_dead(ready):
@@ -382,13 +360,18 @@ class Session:
         if self._made is None:
             report = received.message or _lost_report(number, -(received.descriptor or LOST))
             task = self._unfinished[number][1]
-            self._made = make_result(task, report, received.descriptor, self._options, self._held)
+            made = make_result(task, report, received.descriptor, self._options, self._held)
+            if isinstance(task, Command) and task.on_output is not None:
+                self.streams.keep_rest(number, made.result)
+                made = replace(made, result=CommandOutput(b"", b""))
+            self._made = made
             log_result(self._made, self._options.limits.overridden_by(task.limits))
             trace_result(self._made)
         if not self.results or self.results[-1] is not self._made:
             self.results.append(self._made)
         self.running.pop(number, None)
         self._unfinished.pop(number, None)
+        self.streams.finish(number)
 
     def _report_lost(self) -> None:
         for number in list(self._unfinished):
@@ -400,7 +383,7 @@ class Session:
                 )
                 report = Report(number, Outcome.SANDBOX_ERROR, str(error), error=error)
             self._fail(number, report)
-        self._orders.clear()
+        self._outbox.clear()
         self._settle()
 
     # --- ending -------------------------------------------------------------------------------------
@@ -408,7 +391,7 @@ class Session:
     def cancel(self) -> None:
         """End everything that runs and all that waits; every task still gets its result."""
         self.cancelled = True
-        self._orders.clear()
+        self._outbox.clear()
         self._processes.send_no_more()
 
     def kill(self) -> None:
@@ -428,6 +411,7 @@ class Session:
         if self._processes.reaper_status != 0:
             self._backend.destroy()  # what a reaper that was killed could not do
         self._report_lost()
+        self.streams.close()
         self._processes.release()
 
     def _await_end(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import select
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class TaskQueue:
         self._epoll.register(session.fileno(), select.EPOLLIN)
 
     def _sessions(self) -> list[Session]:
-        return self._replaced if self._session is None else [*self._replaced, self._session]
+        return [*self._replaced, *(() if self._session is None else (self._session,))]
 
     def _close_done(self) -> None:
         """Close the sessions that are lost, or replaced and done."""
@@ -163,6 +164,11 @@ class TaskQueue:
         """All that have no result yet."""
         return [*self._sent.values(), *self.waiting()]
 
+    def resume(self, submission: Submission) -> None:
+        """Let the output of a program be handed on again."""
+        if submission.session is not None:
+            submission.session.resume_streams(submission.number)
+
     def send_signal(self, number: int) -> None:
         """Send a signal to the guests that run."""
         for session in self._sessions():
@@ -191,7 +197,14 @@ class TaskQueue:
         return finished
 
     def _take(self, session: Session) -> None:
-        self._collect(session.results_now())
+        results = session.results_now()
+        while session.streams.calls:
+            try:
+                session.streams.make_calls()
+            except (Exception, SystemExit):
+                session.streams.drop_call()
+                logging.getLogger("gwsandbox").exception("a callback for a program's streams raised")
+        self._collect(results)
 
     def _collect(self, results: Iterable[TaskResult]) -> None:
         for result in results:

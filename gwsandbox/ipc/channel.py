@@ -32,8 +32,9 @@ from gwsandbox.model.verdict import Delivery
 
 HEAD = struct.Struct("=BQQ")  # which descriptors come along; the numbers of the first and the last order, or report
 _STORED, _ATTACHED = 1, 2  # the pickle is in the first descriptor; a descriptor comes with the message
+STDIN, STDOUT, STDERR = 1, 2, 4  # which streams of a program come with its order
 PACKET = 1 << 16  # bytes, head included; malloc maps and unmaps a larger buffer each time that one is received
-ANCILLARY = socket.CMSG_SPACE(2 * array.array("i").itemsize)
+ANCILLARY = socket.CMSG_SPACE(5 * array.array("i").itemsize)
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _TRUNCATED = int(socket.MSG_CTRUNC)  # as a plain number: Python computes with an enum's members in Python
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -52,6 +53,8 @@ class Order(NamedTuple):
             task that comes as the packet's descriptor, which is passed on unread.
         inherited: The key of a task that the fork brought along; 0 otherwise.
         descriptor: That of a large packed task, once it is received; minus an errno where the order could not be.
+        streams: Which streams of a program the caller has the other ends of; such an order travels alone.
+        ends: Descriptors of these, in the order of their numbers, once it is received.
     """
 
     number: int
@@ -59,14 +62,30 @@ class Order(NamedTuple):
     work: bytes | Command | None = None
     inherited: int = 0
     descriptor: int | None = None
+    streams: int = 0
+    ends: tuple[int, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_order, (self.number, _pack_limits(self.limits), self.work, self.inherited)
+        return _make_order, (self.number, _pack_limits(self.limits), self.work, self.inherited, self.streams)
+
+    def descriptors(self) -> list[int]:
+        """What came with it."""
+        own = () if self.descriptor is None or self.descriptor < 0 else (self.descriptor,)
+        return [*own, *self.ends]
+
+    def end(self, stream: int) -> int | None:
+        """The descriptor of one of its streams, or ``None``."""
+        present = [number for number in (STDIN, STDOUT, STDERR) if self.streams & number]
+        return dict(zip(present, self.ends, strict=False)).get(stream)
+
+    def without_descriptors(self) -> Order:
+        """The same, where what came with it is somebody else's."""
+        return self._replace(descriptor=None, ends=())
 
     def close(self) -> None:
         """Release what came with it: it is done with, or comes to nothing."""
-        if self.descriptor is not None and self.descriptor >= 0:
-            os.close(self.descriptor)
+        for fd in self.descriptors():
+            os.close(fd)
 
 
 class Signal(NamedTuple):
@@ -176,8 +195,8 @@ def _unpack_limits(packed: bytes) -> Limits:
     return limits
 
 
-def _make_order(number: int, limits: bytes, work: bytes | Command | None, inherited: int) -> Order:
-    return Order(number, _unpack_limits(limits), work, inherited)
+def _make_order(number: int, limits: bytes, work: bytes | Command | None, inherited: int, streams: int) -> Order:
+    return Order(number, _unpack_limits(limits), work, inherited, None, streams)
 
 
 class Packet(NamedTuple):
@@ -192,20 +211,21 @@ class Packet(NamedTuple):
     descriptors: tuple[int, ...] = ()
 
 
-def pack(message: Message, memfds: deque[int], descriptor: int | None = None) -> Packet:
+def pack(message: Message, memfds: deque[int], descriptor: int | None = None, streams: tuple[int, ...] = ()) -> Packet:
     """A message as a packet.
 
     Args:
         message: What to say.
         memfds: Gets the memfd of a large pickle, to be closed once the packet is sent.
         descriptor: What travels with the message.
+        streams: Ends of the streams of the program that it orders, which travel too.
 
     Raises:
         OSError: It needs a memfd, and there is none to be got.
     """
     body = pickle.dumps(message, protocol=5)
     flags = 0 if descriptor is None else _ATTACHED
-    attached = () if descriptor is None else (descriptor,)
+    attached = streams if descriptor is None else (descriptor, *streams)
     if HEAD.size + len(body) <= PACKET:
         return Packet(HEAD.pack(flags, *_numbers(message)) + body, attached)
     stored = store(body, "gwsandbox-message", memfds)

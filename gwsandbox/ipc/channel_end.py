@@ -154,8 +154,10 @@ class Channel:
             orders = [Order(number, Limits(), descriptor=descriptor) for number in range(first, last + 1) if number]
         elif descriptor is not None:
             orders = [orders[0]._replace(descriptor=descriptor)]
+        if orders and orders[0].streams and descriptor is None:
+            orders = [orders[0]._replace(ends=tuple(descriptors[-orders[0].streams.bit_count() :]))]
         fresh = [order for order in orders if order.number > self._last_order]
-        kept = {order.descriptor for order in fresh}
+        kept = {fd for order in fresh for fd in order.descriptors()}
         for fd in descriptors:
             if fd not in kept:
                 os.close(fd)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, overload
 
 from gwsandbox.model.declared import check_declared
 from gwsandbox.model.limits import Limits
@@ -131,36 +131,44 @@ class Command:
 
     Args:
         argv: Program and arguments; the program is looked up in ``PATH`` of ``env``.
-        stdin: Bytes that the program reads from its standard input; ``None``: nothing (/dev/null).
+        stdin: Bytes that the program reads from its standard input; ``None``: nothing (/dev/null). Or an iterable of
+            bytes, drawn from in the caller as the program reads.
         cwd: Folder to run in; ``None``: the caller's.
         env: The whole environment; ``None``: the caller's.
         limits: Limits of this task; each field that it says overrides the manager's.
+        on_output: Called in the caller with each ``OutputChunk`` as it comes, under the output limit; ``result`` does
+            not keep it. While this does not come back, the program waits when it has written 128 KiB more.
+        lines: Whether each chunk is a whole line: up to 64 KiB of one that is longer.
 
     Raises:
         TypeError: An argument is of the wrong type. ValueError: ``argv`` is empty or holds a NUL byte.
     """
 
-    __slots__ = ("argv", "cwd", "env", "limits", "stdin")
+    __slots__ = ("argv", "cwd", "env", "limits", "lines", "on_output", "stdin")
 
     def __init__(
         self,
         argv: Sequence[str | bytes | os.PathLike[str]],
         *,
-        stdin: bytes | None = None,
+        stdin: bytes | Iterable[bytes] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        on_output: Callable[[OutputChunk], object] | None = None,
+        lines: bool = False,
     ) -> None:
         if isinstance(argv, str | bytes):
             raise TypeError(f"argv must be a sequence of arguments, not one text: {shorten(argv)}")
         if not isinstance(argv, Iterable):
             raise TypeError(f"argv must be a sequence of arguments, not {type(argv).__name__}: {shorten(argv)}")
-        if stdin is not None and not isinstance(stdin, bytes | bytearray | memoryview):
-            raise TypeError(f"stdin must be bytes, not {type(stdin).__name__}: {shorten(stdin)}")
+        if on_output is not None and not callable(on_output):
+            raise TypeError(f"on_output must be callable, not {type(on_output).__name__}: {shorten(on_output)}")
         self.argv: tuple[str, ...] = tuple(_plain(os.fsdecode(argument)) for argument in argv)
         if not self.argv or not self.argv[0]:
             raise ValueError("argv must name a program; it is empty")
-        self.stdin = None if stdin is None else bytes(stdin)
+        self.stdin = _check_stdin(stdin)
+        self.on_output = on_output
+        self.lines = lines
         self.cwd = None if cwd is None else _plain(os.fsdecode(cwd))
         self.env = None if env is None else _check_env(env)
         texts = [*self.argv, self.cwd or "", *(self.env or {}), *(self.env or {}).values()]
@@ -171,15 +179,46 @@ class Command:
     def __repr__(self) -> str:
         return f"Command(argv=({', '.join(map(shorten, self.argv))}))"
 
+    @property
+    def has_streams(self) -> bool:
+        """Whether the caller feeds it, or gets its output, while it runs."""
+        return self.on_output is not None or not (self.stdin is None or isinstance(self.stdin, bytes))
+
+    def without_streams(self) -> Command:
+        """What of it travels to its process."""
+        stdin = self.stdin if isinstance(self.stdin, bytes) else None
+        return Command(self.argv, stdin=stdin, cwd=self.cwd, env=self.env, limits=self.limits)
+
     def _parts(self) -> tuple[object, ...]:
         env = None if self.env is None else frozenset(self.env.items())
-        return self.argv, self.stdin, self.cwd, env, self.limits
+        stdin = self.stdin if self.stdin is None or isinstance(self.stdin, bytes) else id(self.stdin)
+        return self.argv, stdin, self.cwd, env, self.limits, self.on_output, self.lines
 
     def __eq__(self, other: object) -> bool:
         return self._parts() == other._parts() if isinstance(other, Command) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._parts())
+
+
+def _check_stdin(stdin: object) -> Any:
+    if isinstance(stdin, bytearray | memoryview):
+        return bytes(stdin)
+    if stdin is not None and (isinstance(stdin, str) or not isinstance(stdin, Iterable)):
+        raise TypeError(f"stdin must be bytes or an iterable of them, not {type(stdin).__name__}: {shorten(stdin)}")
+    return stdin
+
+
+class OutputChunk(NamedTuple):
+    """What a ``Command`` has just written.
+
+    Args:
+        stream: "stdout" or "stderr".
+        data: The bytes.
+    """
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,9 @@ class Attempt:
             _, exceeded = pipe.read(sys.maxsize)
             if exceeded and self.reason is None:
                 self.reason = Reason.OUTPUT
-            if pipe.pass_on() and pipe.target is not None:
+            if pipe.pass_on() and self.order.streams and self.reason is not None:
+                pipe.keep_rest()  # its slot is wanted: what the caller does not take now comes with the report
+            elif pipe.pass_on() and pipe.target is not None:
                 yield pipe.target, select.EPOLLOUT
             else:
                 return  # if it has not ended now, somebody outside of the sandbox holds the other end
@@ -175,7 +177,7 @@ class Attempt:
         """The guest exists, and has all that came with the order."""
         if self.order.descriptor is not None:
             self.order.close()
-            self.order = self.order._replace(descriptor=None)
+            self.order = self.order.without_descriptors()
 
     def descriptors(self) -> list[int]:
         """All that it holds and has not closed."""

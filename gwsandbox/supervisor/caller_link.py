@@ -95,7 +95,7 @@ class CallerLink:
 
     def descriptors(self) -> list[int]:
         """Those that belong to the link and to the orders that wait."""
-        waiting = [order.descriptor for order in self.orders if order.descriptor is not None]
+        waiting = [fd for order in self.orders for fd in order.descriptors()]
         return [fd for fd in (self._channel.fileno(), self._pidfd, *waiting) if fd >= 0]
 
     # --- orders -------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class CallerLink:
     def _may_receive(self) -> bool:
         if self.is_closed or self._receive_at is not None:
             return False
-        held = [order.number for order in self.orders if order.descriptor is not None]
+        held = [order.number for order in self.orders if order.descriptor is not None or order.ends]
         return len(held) < min(_ORDERS_WITH_DESCRIPTORS, 1 + self._reserve.descriptors // _DESCRIPTORS_PER_ORDER)
 
     # --- reports ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from gwsandbox.backends.base import Backend, limit_resources
 from gwsandbox.ipc import call, record
 from gwsandbox.ipc.birth import LARGEST_WORK
-from gwsandbox.ipc.channel import Order, Packet
+from gwsandbox.ipc.channel import STDERR, STDIN, STDOUT, Order, Packet
 from gwsandbox.linux.errnos import Patience, is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.options import RunOptions
@@ -186,7 +186,7 @@ class Launcher:
             unborn.append(self._held[0])
             self._held = None
         for attempt in reversed(unborn):
-            order, attempt.order = attempt.order, attempt.order._replace(descriptor=None)
+            order, attempt.order = attempt.order, attempt.order.without_descriptors()
             self.abandon(attempt)
             if self._lost < _LOST_IN_A_ROW:
                 self._requeue(order)
@@ -308,18 +308,28 @@ class Launcher:
             undo.callback(self.release, attempt)
             attempt.room_is_limited = self._reserve.limits_room
             undo.callback(attempt.asked)
-            limit, passes = requested.get("output"), self._options.pass_through
-            for pipe in output_pipes(limit, is_command=attempt.is_command, pass_through=passes):
+            limit, targets = requested.get("output"), self._targets(attempt)
+            for pipe in output_pipes(limit, targets):
                 undo.callback(pipe.close)
                 attempt.outputs.append(pipe)
             packet = self._request(attempt, task)
             undo.pop_all()
         return attempt, packet
 
+    def _targets(self, attempt: Attempt) -> tuple[int | None, ...]:
+        """Where its output goes: to the caller's pipes or its own descriptors, or ``None`` where it is kept."""
+        if attempt.order.streams & STDOUT:
+            return attempt.order.end(STDOUT), attempt.order.end(STDERR)
+        if attempt.is_command and not self._options.pass_through:
+            return None, None
+        return (1, 2) if "output" in attempt.requested else ()
+
     def _request(self, attempt: Attempt, task: Task | Command | bytes | None) -> Packet:
         order, stdin = attempt.order, None
         work, descriptor = order.work or b"", order.descriptor
-        if isinstance(task, Command) and task.stdin is not None:
+        if order.streams & STDIN:
+            stdin = order.end(STDIN)
+        elif isinstance(task, Command) and isinstance(task.stdin, bytes):
             stdin = call.store(task.stdin, "gwsandbox-stdin", attempt.sending)
             os.lseek(stdin, 0, os.SEEK_SET)
         if isinstance(work, Command):
@@ -385,7 +395,7 @@ class Launcher:
                 pipe.started()
             self._reserve.use(functools.partial(self._confine, attempt))
         except Exception as error:  # noqa: BLE001 - whatever stops one task must not stop the others
-            attempt.order = order._replace(descriptor=None)
+            attempt.order = order.without_descriptors()
             self.abandon(attempt)
             self._refuse(order, error)
             return

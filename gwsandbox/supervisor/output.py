@@ -111,6 +111,14 @@ class OutputPipe:
         if self.target is not None:
             loop.forget(self.target)
 
+    def keep_rest(self) -> None:
+        """Pass nothing on any more: keep what is pending, and what is to come."""
+        rest, self._pending = self._pending, b""
+        self._keep(rest)
+        if self.target is not None:
+            fd, self.target = self.target, None
+            os.close(fd)
+
     def discard(self) -> None:
         """Give up what is pending."""
         self._pending = b""
@@ -147,17 +155,13 @@ class OutputPipe:
                 os.close(fd)
 
 
-def output_pipes(limit: float | None, *, is_command: bool, pass_through: bool) -> Iterator[OutputPipe]:
+def output_pipes(limit: float | None, targets: tuple[int | None, ...]) -> Iterator[OutputPipe]:
     """Pipes for stdout and stderr, where the guest does not write to the caller's own.
 
     Args:
         limit: Bytes that both may write together; ``None`` is no limit.
-        is_command: Whether the guest is a program, whose output is kept.
-        pass_through: Whether it is passed on instead.
+        targets: Where each goes, as ``OutputPipe`` has it; empty where no pipe is needed.
     """
     budget, store = Budget(limit), OutputStore()
-    targets: tuple[int | None, ...] = (None, None)
-    if not is_command or pass_through:
-        targets = () if limit is None else (1, 2)
     for number, target in enumerate(targets):
         yield OutputPipe(number, budget, store, target)

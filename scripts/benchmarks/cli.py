@@ -24,7 +24,7 @@ from gwsandbox.model.errors import CgroupError
 DESCRIPTION = """\
 Measures what gwsandbox costs, beside a bare fork and the real peers, in one run.
 
-Rows are P1 to P12; each contender is measured in a process of its own, in turns with its floor, so that a
+Rows are P1 to P12, and P14; each contender is measured in a process of its own, in turns with its floor, so that a
 noisy machine shifts both. Peers that are not installed are listed as such: pip install -e '.[bench]' brings
 those of Python, bubblewrap, systemd and strace are the distribution's. It is no test: nothing fails when a
 figure is bad.
@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", nargs="*", metavar="ROW", type=row_name, help="P1 to P12 (default: all)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", type=row_name, help="P1 to P12, P14 (default: all)")
     parser.add_argument(
         "--against", metavar="REV", help="measure this commit of gwsandbox too, in turns with the checkout"
     )
@@ -131,5 +131,5 @@ def row_name(text: str) -> str:
     """The row's name, in any case."""
     name = text.upper()
     if name not in ROWS:
-        raise argparse.ArgumentTypeError(f"there is no row {text!r}; the rows are P1 to P12")
+        raise argparse.ArgumentTypeError(f"there is no row {text!r}; the rows are P1 to P12 and P14")
     return name

@@ -75,7 +75,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One of P1 to P12. ``against`` is what the ratios are to."""
+    """One of P1 to P14. ``against`` is what the ratios are to."""
 
     name: str
     work: str

@@ -73,6 +73,7 @@ CONTRACT = {
     "Task",
     "Command",
     "CommandOutput",
+    "OutputChunk",
     "TaskResult",
     "Limits",
     "Outcome",

@@ -4,7 +4,19 @@ from collections.abc import Callable
 
 from benchmarks.plan import Plan
 from benchmarks.row import Row
-from benchmarks.rows import deadline, hardening, heap, leftovers, memory, no_op, programs, rest, results, run_length
+from benchmarks.rows import (
+    deadline,
+    executor,
+    hardening,
+    heap,
+    leftovers,
+    memory,
+    no_op,
+    programs,
+    rest,
+    results,
+    run_length,
+)
 
 ROWS: dict[str, Callable[[Plan], Row]] = {
     "P1": no_op.p1,
@@ -19,4 +31,5 @@ ROWS: dict[str, Callable[[Plan], Row]] = {
     "P10": programs.p10,
     "P11": programs.p11,
     "P12": hardening.p12,
+    "P14": executor.p14,
 }

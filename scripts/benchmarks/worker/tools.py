@@ -43,6 +43,16 @@ def gwsandbox_preloaded(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     return _gwsandbox(calls, terms, "forkserver", (loads.__name__,))
 
 
+def gwsandbox_executor(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
+    import gwsandbox as package
+
+    limits = package.Limits(memory=terms["memory"], wall_seconds=terms["wall"], pids=terms["pids"])
+    with package.SandboxExecutor(terms["workers"], limits=limits, backend=terms["backend"]) as executor:
+        futures = deque(executor.submit(func, *arguments) for func, arguments in calls)
+        while futures:
+            yield _outcome(futures.popleft())
+
+
 def gwsandbox_off(calls: Iterable[Call], terms: Terms) -> Iterator[Any]:
     return _gwsandbox(calls, terms, "fork", hardening="off")
 
@@ -140,6 +150,7 @@ def _outcome(future: "Future[Any]") -> Any:
 
 CALLERS: dict[str, Callable[[Iterable[Call], Terms], Iterator[Any]]] = {
     "gwsandbox": gwsandbox,
+    "gwsandbox executor": gwsandbox_executor,
     "gwsandbox off": gwsandbox_off,
     "gwsandbox standard": gwsandbox_standard,
     "gwsandbox clean off": gwsandbox_clean_off,
