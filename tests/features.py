@@ -100,6 +100,12 @@ def _chromium() -> str:
     return "" if shutil.which("chromium") else "there is no chromium in PATH"
 
 
+def _loop_disk() -> str:
+    if os.geteuid() or not os.path.exists("/dev/loop-control"):
+        return "not root, or no loop devices"
+    return "" if shutil.which("mkfs.ext4", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") else "no mkfs.ext4"
+
+
 def _vm() -> str:
     """For tests that install units and users: a machine of scripts/vm, with systemd and as root."""
     if os.uname().nodename != "gwsandbox-vm":
@@ -122,6 +128,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "joblib": functools.partial(_library, "joblib"),
     "cpython_tests": _cpython_tests,
     "chromium": _chromium,
+    "loop_disk": _loop_disk,
     "vm": _vm,
 }
 

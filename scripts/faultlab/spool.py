@@ -242,21 +242,33 @@ class _Disk:
         os.mkdir(self.root)
         with open(self._image, "wb") as image:
             image.truncate(_IMAGE_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", self._image], check=True)
+        _run("mkfs.ext4", "-q", "-F", self._image)
 
     def mount(self) -> None:
-        subprocess.run(["mount", "-o", "loop", self._image, self.root], check=True)
+        _run("mount", "-o", "loop", self._image, self.root)
 
     def umount(self) -> None:
-        subprocess.run(["umount", self.root], check=True)
+        _run("umount", self.root)
 
     def cut_power(self) -> None:
-        """What was not written to the disk by now is lost, and nothing more is."""
+        """What was not written to the disk by now is lost, and nothing more is.
+
+        From then on it is another disk with what is on this one: who has a mount namespace of its own may keep this one
+        mounted.
+        """
         fd = os.open(self.root, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, _FS_IOC_SHUTDOWN, _NOLOGFLUSH)
         finally:
             os.close(fd)
+        later = f"{self._image}-later"
+        shutil.copyfile(self._image, later)
+        self._image = later
+
+
+def _run(*words: str) -> None:
+    """A command for root, which may not be on the path of others."""
+    subprocess.run(words, check=True, env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"})
 
 
 def _power_cut_round(options: Options, seed: int) -> tuple[Round, int]:

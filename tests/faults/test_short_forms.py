@@ -72,7 +72,7 @@ def test_readers_of_what_others_wrote(tmp_path: Path) -> None:
     assert found["inputs"] >= 100_000
 
 
-@pytest.mark.vm
+@pytest.mark.loop_disk
 @pytest.mark.long
 def test_files_on_a_disk_that_loses_its_power(tmp_path: Path, backend: BackendName) -> None:
     found = run(tmp_path, "spool", "--power-cut", "--rounds", "2", "--backend", backend)
