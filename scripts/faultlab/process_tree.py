@@ -86,9 +86,11 @@ def find(caller: int) -> Mapping[Role, Sequence[int]]:
 def _zygote(pids: Sequence[int]) -> list[int]:
     """The zygote among the children of a supervisor.
 
-    It stays in the session of the reaper. A guest leads one of its own, but for its first moment.
+    It stays in the session of the reaper, and in no leaf. A guest leads a session of its own, but for its first moment.
     """
-    followers = [pid for pid in pids if fields(pid)[3:4] != [str(pid).encode()]]
+    followers = [
+        pid for pid in pids if fields(pid)[3:4] != [str(pid).encode()] and b"/task-" not in _read(f"/proc/{pid}/cgroup")
+    ]
     return sorted(followers, key=lambda pid: int((fields(pid)[19:20] or [b"0"])[0]))[:1]
 
 
