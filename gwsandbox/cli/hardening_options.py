@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -12,7 +11,7 @@ import typer
 from gwsandbox.cli.option_groups import OptionGroup, option
 from gwsandbox.model.hardening import Hardening
 
-_KINDS: dict[str, Callable[[], Hardening]] = {
+_KINDS: dict[str, Callable[..., Hardening]] = {
     "off": Hardening.off,
     "standard": Hardening.standard,
     "strict": Hardening.strict,
@@ -32,6 +31,14 @@ _Network = Annotated[
 ]
 _Environment = Annotated[
     list[str] | None, typer.Option("--env", metavar="NAME", help="Variable that is kept; can be repeated.")
+]
+_Syscalls = Annotated[
+    Literal["all", "default", "document"] | None,
+    typer.Option(
+        "--syscalls",
+        show_default=False,
+        help="default: none that reach deep into the kernel. document: no sockets without a network either.",
+    ),
 ]
 _Require = Annotated[
     str | None,
@@ -55,6 +62,7 @@ def _make_hardening(
     network: str | None,
     environment: list[str] | None,
     user: str | None,
+    syscalls: str | None,
     require: str | None,
 ) -> Hardening:
     """What the options mean together. Relative paths are below the current folder.
@@ -63,7 +71,7 @@ def _make_hardening(
         typer.BadParameter: One of them is wrong.
     """
     base = _KINDS[hardening_kind]()
-    changes: dict[str, Any] = {"network": network, "user": user}
+    changes: dict[str, Any] = {"network": network, "user": user, "syscalls": syscalls}
     if writable:
         changes["writable"] = (*(base.writable or ()), *map(os.path.abspath, writable))
     if readable:
@@ -73,7 +81,7 @@ def _make_hardening(
     if require is not None:
         changes["require"] = frozenset(filter(None, require.replace("none", "").split(",")))
     try:
-        return dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
+        return _KINDS[hardening_kind](**{name: value for name, value in changes.items() if value is not None})
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -87,6 +95,7 @@ HARDENING = OptionGroup(
         option("network", _Network),
         option("environment", _Environment),
         option("user", _User),
+        option("syscalls", _Syscalls),
         option("require", _Require),
     ),
     _make_hardening,

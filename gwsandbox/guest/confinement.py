@@ -174,6 +174,8 @@ def _bind(made: Confinement, options: RunOptions, isolation: Isolation) -> None:
     made.held.update(own.held)
     made.held["ptrace"] = f"not: {own.why_none}" if own.why_none else ENFORCED
     _add_domain(made, own.ruleset)
+    if made.own_pids and not made.users and made.held["signals"] != ENFORCED:
+        made.held["signals"] += "; user='slot' does so too, for root"
     if made.own_pids and made.users:  # who is another user reaches none of the processes that he sees
         made.held["ptrace"] = made.held["signals"] = ENFORCED
 

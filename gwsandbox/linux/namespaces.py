@@ -86,7 +86,7 @@ def own_user_namespace() -> None:
                 file.write(text)
         confine.unshare(confine.CLONE_NEWUTS)  # AppArmor may permit a namespace, and nothing in it
     except OSError as error:
-        reason = f"no user namespace ({error}); {_what_permits_user_namespaces()}"
+        reason = f"no user namespace ({error.strerror}); {_what_permits_user_namespaces()}"
         raise OSError(error.errno, reason) from None
     finally:
         confine.apply(confine.prepare_dumpable(dumpable=False), "prctl")

@@ -136,7 +136,7 @@ class ZygoteProcess:
         if len(data) > ANSWER.size:
             return unpack_held(data)
         pid: int = ANSWER.unpack(data)[0]
-        return CREDENTIALS.unpack(ancillary[0][2])[0] if pid > 0 and ancillary else pid
+        return CREDENTIALS.unpack(ancillary[0][2])[0] if pid > 0 and self.init else pid
 
     def wake(self) -> None:
         """Continue it, if somebody has stopped it."""

@@ -57,6 +57,12 @@ def test_map_gives_its_inputs_and_a_place_for_outputs(tmp_path: Path) -> None:
     assert [row["result"] for row in rows(tmp_path / "report")] == [["in", "out", "work.py"]] * 2
 
 
+@pytest.mark.ordinary_user
+def test_a_user_that_strict_is_asked_for_is_required() -> None:
+    done = cli("run", "--hardening", "strict", "--user", "slot", "--", "/bin/true")
+    assert (done.returncode, "user (not: " in done.stderr) == (125, True)
+
+
 def test_strict_is_refused_with_what_is_missing() -> None:
     done = cli("run", "--hardening", "strict", "--ro", "/", "--", "/bin/true")
     assert done.returncode == 125

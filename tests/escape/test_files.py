@@ -139,6 +139,30 @@ def test_strict_is_refused_with_what_is_missing(backend: BackendName, monkeypatc
         manager.cancel()
 
 
+REFUSED_AND_RELAXED = """
+from gwsandbox import Hardening, SandboxError, run
+
+print(run(abs, (-1,), hardening=Hardening.strict(require=()), backend="rlimit").result)
+try:
+    run(abs, (-1,), hardening=Hardening.strict(), backend="rlimit")
+except SandboxError as error:
+    print(error)
+"""
+
+
+@pytest.mark.mount_namespace
+def test_where_no_namespaces_are_permitted_strict_says_what_permits_them() -> None:
+    """As in a container: nothing may be unshared, and guests are known by the numbers that all have."""
+    none = "echo 0 >/proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all"
+    words = ["unshare", "--user", "--map-root-user", "sh", "-c", f'{none} "$@"', "sh"]
+    words += [sys.executable, "-W", "ignore", "-c", REFUSED_AND_RELAXED]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    relaxed, refused = done.stdout.splitlines()
+    assert relaxed == "1", done
+    assert "processes (not: no PID namespace" in refused
+    assert "sysctl user.max_user_namespaces=65536 permits it" in refused
+
+
 @pytest.mark.landlock
 def test_strict_runs_where_little_is_required(backend: BackendName) -> None:
     hardening = Hardening.strict(require={"network", "clean_interpreter", "system_calls"})
