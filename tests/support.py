@@ -60,7 +60,7 @@ SLOW = min(max(_moment, 3.0 if USER_MODE else 1.0), 40.0)
 BEAT = min(SLOW, 10.0)
 """What stands for a second in the limits of a service that does several things in it."""
 
-PACE = 4.0 if EMULATED else 1.0
+PACE = 4.0 if EMULATED else 2.0 if USER_MODE else 1.0
 """By how much to lengthen the limits of tasks that are to reach them, so that what comes before has room."""
 
 

@@ -22,7 +22,7 @@ def command(boot: Boot, folder: Path) -> list[str]:
         *(*program(boot.image.qemu), *acceleration(), "-smp", str(boot.cpus), "-m", boot.memory),
         *("-nodefaults", "-display", "none", "-no-reboot", "-nic", "none", "-serial", serial),
         *("-kernel", str(boot.image.kernel), "-append", f"{KERNEL_WORDS} {login_words(boot.login)} {boot.append}"),
-        *("-drive", f"id=disk,file={boot.image.disk},if=none,format=raw,cache=unsafe,snapshot=on"),
+        *("-drive", f"id=disk,file={boot.image.disk},if=none,format=raw,cache=unsafe,snapshot=on,file.locking=off"),
         *("-device", "nvme,drive=disk,serial=disk"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial"),
         *("-chardev", f"socket,id=agent,path={folder / 'agent.sock'},server=on,wait=off"),

@@ -43,7 +43,8 @@ def command(boot: Boot, folder: Path, line: tuple[int, int]) -> list[str]:
         # The kernel's processes are traced children, which a kill of the tracer alone would set free on the host.
         *(*namespace, "env", f"LD_LIBRARY_PATH={libraries}", str(boot.image.uml / recipe.UML_PROGRAM)),
         *(*KERNEL_WORDS.split(), *boot.append.split(), f"mem={boot.memory}"),
-        *(f"ubda={folder / 'written'},{boot.image.disk}", f"uml_dir={folder}", f"umid={folder.name}"),
+        # The s in ubdas: without it the image would be locked, and no other machine could read it.
+        *(f"ubdas={folder / 'written'},{boot.image.disk}", f"uml_dir={folder}", f"umid={folder.name}"),
         *(f"hostfs={folder / SHARED}", f"ssl0=fd:{line[0]},fd:{line[1]}"),
     ]
 
