@@ -227,6 +227,8 @@ class ProcessManager:
         """Start a supervisor where there is work and none; give it its tasks; end it when it has none left."""
         session = self._session
         if session is not None and not session.unfinished and not self._ready:
+            if session.stopped:
+                self.cancel()
             is_over = session.cancelled or session.lost or not session.started
             if is_over or not (self._queue or self._drawn):
                 self._close_session()

@@ -93,6 +93,8 @@ class Backend(Protocol):
     """How limits are held on this host."""
 
     name: str
+    in_scope: bool
+    """Whether ``prepare`` has put the reaper into a scope of its own, which systemd may be asked to stop."""
     may_refuse: bool
     """Whether ``prepare`` may fail on a host where others succeed: the caller then waits for the answer."""
 

@@ -102,6 +102,7 @@ class RlimitBackend(BackendWithOrphans):
 
     name = "rlimit"
     may_refuse = False
+    in_scope = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ class Session:
         self._failure: SandboxError | None = None
         self._group: str | None = None
         self._held: Mapping[str, str] | None = None
-        self.started = self.lost = self.cancelled = False
+        self.started = self.lost = self.cancelled = self.stopped = False
 
     # --- starting -----------------------------------------------------------------------------------
 
@@ -353,6 +353,8 @@ class Session:
                 self.running[message.order] = RunningTask(task, message.pid, message.started)
         elif isinstance(message, Ended):
             self._failure = message.error
+            if message.stopped:
+                self.stopped = self.cancelled = True
             if message.note:
                 self._failure.add_note(message.note)
 

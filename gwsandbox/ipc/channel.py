@@ -148,10 +148,12 @@ class Ended(NamedTuple):
     Args:
         error: What failed.
         note: Of the exception, such as a traceback; it does not travel with it.
+        stopped: Whether somebody has stopped the run: then nothing failed, and no other run takes its place.
     """
 
     error: SandboxError
     note: str = ""
+    stopped: bool = False
 
 
 class Confined(NamedTuple):

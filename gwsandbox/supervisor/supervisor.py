@@ -57,12 +57,14 @@ import contextlib
 import functools
 import os
 import select
+import signal
 import time
 from collections.abc import Callable, Mapping
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.ipc.channel import Begun, Cancel, Confined, Ended, Order
 from gwsandbox.ipc.channel_end import Channel
+from gwsandbox.linux import syscalls
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
@@ -116,6 +118,7 @@ class Supervisor:
             note_confinement=self._note_confinement,
         )
         self._attempts: dict[int, Attempt] = {}
+        self._stops = -1  # can be read when SIGTERM has come
         self._unwanted: set[int] = set()  # orders that were cancelled while their guests were born or waited
         self._signals = GuestSignals(self._attempts)
         self._link = CallerLink(
@@ -132,6 +135,10 @@ class Supervisor:
         """Until the caller is done or gone."""
         self._link.watch()
         self._loop.watch(self._backend.watch_children(), select.EPOLLIN, self._backend.child_died)
+        if self._backend.in_scope:
+            # systemd stops a scope by a signal to all processes in it, us among them, and takes its cgroup away.
+            self._stops = syscalls.signalfd([signal.SIGTERM])
+            self._loop.watch(self._stops, select.EPOLLIN, self._stop)
         with contextlib.suppress(OSError):  # tried again once there is an order
             self._open_zygote()
         while True:
@@ -224,6 +231,13 @@ class Supervisor:
             if (attempt := self._attempts.get(number)) is not None:
                 self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
 
+    def _stop(self) -> None:
+        """Somebody has stopped the scope of the run: cancel what runs, and let the caller start nothing more."""
+        self._loop.forget(self._stops)
+        if not self._link.is_closed:
+            self._link.say(Ended(SandboxError("run tasks: systemd has stopped their scope"), stopped=True))
+            self._link.close_down()
+
     def _note_confinement(self, held: dict[str, str]) -> None:
         """Send the caller what holds the run's hardening; where that is too little, nothing is run."""
         required = self._options.hardening.require & self._options.hardening.mechanisms()
@@ -263,7 +277,8 @@ class Supervisor:
 
     def _open_zygote(self) -> None:
         running = [fd for attempt in self._attempts.values() for fd in attempt.descriptors()]
-        self._launcher.open([*self._link.descriptors(), *running])
+        stops = [self._stops] if self._stops >= 0 else []
+        self._launcher.open([*self._link.descriptors(), *running, *stops])
 
     def _order_births(self) -> None:
         """Have as many guests ready as there are free slots, and one more.

@@ -222,16 +222,17 @@ def in_a_scope(manager: ProcessManager) -> str:
 
 
 @pytest.mark.vm
-def test_a_scope_that_systemd_stops_ends_its_guests(begun: tuple[int, int]) -> None:
+def test_a_scope_that_systemd_stops_cancels_the_run(begun: tuple[int, int]) -> None:
     reader, writer = begun
     with ProcessManager(1, backend="cgroup") as manager:
         manager.queue_task(Task(begin_and_sleep, (writer,)))
+        manager.queue_tasks(Task(abs, (number,)) for number in range(3))
         scope = in_a_scope(manager)
         os.read(reader, 1)
         subprocess.run(["systemctl", "stop", "--no-block", scope], check=True)
-    (result,) = manager.task_results
-    assert result.outcome is Outcome.KILLED
-    assert result.detail == "ended by SIGTERM, sent by itself or from outside and not by gwsandbox"
+    first, *rest = manager.task_results
+    assert first.outcome in {Outcome.KILLED, Outcome.CANCELLED}  # systemd's signal goes to the guest too
+    assert {one.outcome for one in rest} <= {Outcome.CANCELLED}
 
 
 @pytest.mark.vm

@@ -48,6 +48,7 @@ class CgroupBackend(BackendWithOrphans):
         """Leaves under ``root``; where it is ``None``, under a scope that ``prepare`` asks of systemd."""
         super().__init__()
         self.remark = ""
+        self.in_scope = False
         self._root = root
         self._path = ""
         self._folder = -1
@@ -87,6 +88,7 @@ class CgroupBackend(BackendWithOrphans):
         root = self._root
         if root is None:
             root = usable(MOUNT + systemd_scope.start_scope())
+            self.in_scope = True
             run_group.sweep_scopes(os.path.dirname(root.path))
         else:
             run_group.sweep(root.path)

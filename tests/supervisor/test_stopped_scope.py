@@ -1,0 +1,42 @@
+"""A run whose scope systemd stops: it ends as cancelled. A signal stands for systemd's, which this host may not have."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from gwsandbox import Outcome, ProcessManager, Task
+from gwsandbox.backends.rlimit import RlimitBackend
+from gwsandbox.linux import procfs
+
+
+def say_and_wait(path: str) -> None:
+    """Say in a FIFO that this has begun, and go on for ever."""
+    Path(path).write_text("x")
+    signal.pause()
+
+
+def end_supervisor(manager: ProcessManager) -> None:
+    (reaper,) = procfs.children(os.getpid())
+    (supervisor,) = procfs.children(reaper)
+    os.kill(supervisor, signal.SIGTERM)
+
+
+def test_no_more_tasks_start_and_all_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RlimitBackend, "in_scope", True)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with ProcessManager(1, backend="rlimit") as manager:
+        manager.queue_task(Task(say_and_wait, (str(fifo),)))
+        for number in range(8):
+            manager.queue_task(Task(abs, (number,)))
+        completed = manager.as_completed()
+        manager._feed()
+        fifo.read_text()
+        end_supervisor(manager)
+        outcomes = [result.outcome for result in completed]
+    assert outcomes == [Outcome.CANCELLED] * 9
+    assert manager.task_results == []
