@@ -9,10 +9,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
-from gwsandbox.client.parameters import Parameters, check_task
+from gwsandbox.client.parameters import Parameters, PoolOptions, check_names, check_task
 from gwsandbox.client.streams import PAUSE
 from gwsandbox.client.task_queue import Submission, TaskQueue
-from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import TaskResult
 from gwsandbox.model.task import Command, CommandOutput, OutputChunk, Task, check_limits
@@ -42,15 +41,10 @@ class SandboxPool:
     left. What still runs when the block is left is cancelled.
 
     Args:
-        max_workers: See ``SandboxExecutor``, as all that follow.
-        limits: Limits of each task.
-        worker_timeout_seconds: Wall-clock seconds of each task.
-        memory_limit_in_gib: GiB of memory of each task.
-        total_memory: Memory of all tasks together.
-        hardening: What tasks may see and do.
-        backend: How limits are held.
-        start_method: "fork": guests see the caller as it is when the block is entered.
-        preload: Modules that a clean interpreter imports once.
+        max_workers: As ``SandboxExecutor`` has it.
+        options: ``limits``, ``worker_timeout_seconds``, ``memory_limit_in_gib``, ``total_memory``, ``hardening``,
+            ``backend``, ``start_method`` and ``preload``, as ``ProcessManager`` has them. With "fork" guests see
+            the caller as it is when the block is entered.
 
     Raises:
         TypeError, ValueError, CgroupError: As ``ProcessManager``.
@@ -59,27 +53,10 @@ class SandboxPool:
     def __init__(
         self,
         max_workers: int | Literal["auto"] | None = None,
-        *,
-        limits: Limits | None = None,
-        worker_timeout_seconds: float | None = None,
-        memory_limit_in_gib: float | None = None,
-        total_memory: int | str | None = None,
-        hardening: Hardening | None = None,
-        backend: Literal["auto", "cgroup", "rlimit"] = "auto",
-        start_method: Literal["fork", "forkserver"] = "fork",
-        preload: Iterable[str] = (),
+        **options: Unpack[PoolOptions],
     ) -> None:
-        self._parameters = Parameters(
-            max_workers=max_workers,
-            worker_timeout_seconds=worker_timeout_seconds,
-            memory_limit_in_gib=memory_limit_in_gib,
-            limits=limits,
-            total_memory=total_memory,
-            hardening=hardening,
-            backend=backend,
-            start_method=start_method,
-            preload=preload,
-        )
+        check_names(options)
+        self._parameters = Parameters(max_workers=max_workers, **options)
         self._queue: TaskQueue | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: dict[Submission, asyncio.Future[TaskResult]] = {}

@@ -11,14 +11,13 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, PENDING, RUNNING
 from dataclasses import replace
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from gwsandbox.client.executor_thread import Ending, ExecutorThread
 from gwsandbox.client.initializer import Initializer
-from gwsandbox.client.parameters import Parameters
+from gwsandbox.client.parameters import Parameters, PoolOptions, check_names
 from gwsandbox.client.results import never_started
 from gwsandbox.client.task_queue import Submission
-from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
 from gwsandbox.model.result import Outcome, TaskResult
 from gwsandbox.model.task import Command, CommandOutput, Task, check_limits
@@ -116,14 +115,8 @@ class SandboxExecutor(Executor):
         initializer: Called with ``initargs`` in each guest before its function. Where it raises before any task has
             succeeded, the executor is broken, as a ``ProcessPoolExecutor`` is.
         initargs: Its arguments.
-        limits: See ``ProcessManager``, as all that follow.
-        worker_timeout_seconds: Wall-clock seconds of each task.
-        memory_limit_in_gib: GiB of memory of each task.
-        total_memory: Memory of all tasks together.
-        hardening: What tasks may see and do.
-        backend: How limits are held.
-        start_method: How the guest's process comes to be.
-        preload: Modules that a clean interpreter imports once.
+        options: ``limits``, ``worker_timeout_seconds``, ``memory_limit_in_gib``, ``total_memory``, ``hardening``,
+            ``backend``, ``start_method`` and ``preload``, as ``ProcessManager`` has them.
 
     Raises:
         TypeError, ValueError, CgroupError: As ``ProcessManager``; or ``max_workers`` is below 1.
@@ -135,28 +128,12 @@ class SandboxExecutor(Executor):
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
-        limits: Limits | None = None,
-        worker_timeout_seconds: float | None = None,
-        memory_limit_in_gib: float | None = None,
-        total_memory: int | str | None = None,
-        hardening: Hardening | None = None,
-        backend: Literal["auto", "cgroup", "rlimit"] = "auto",
-        start_method: Literal["fork", "forkserver"] = "fork",
-        preload: Iterable[str] = (),
+        **options: Unpack[PoolOptions],
     ) -> None:
         if isinstance(max_workers, int) and max_workers < 1:
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
-        self._parameters = Parameters(
-            max_workers=max_workers,
-            worker_timeout_seconds=worker_timeout_seconds,
-            memory_limit_in_gib=memory_limit_in_gib,
-            limits=limits,
-            total_memory=total_memory,
-            hardening=hardening,
-            backend=backend,
-            start_method=start_method,
-            preload=preload,
-        )
+        check_names(options)
+        self._parameters = Parameters(max_workers=max_workers, **options)
         self._limits: Limits | None = None
         self._priority = 0
         self._initializer: Initializer | None = None

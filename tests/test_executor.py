@@ -384,6 +384,11 @@ def test_there_is_no_executor_without_workers(number: int) -> None:
         SandboxExecutor(number)
 
 
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'memory_limit'; there are worker_timeout_seconds"):
+        SandboxExecutor(1, memory_limit=5)  # type: ignore[call-arg]
+
+
 # --- the initializer -----------------------------------------------------------------------------------------
 
 

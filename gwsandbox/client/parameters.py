@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypedDict
 
 from gwsandbox.backends.base import Backend
 from gwsandbox.backends.choose import find_backend, rlimit_degrades, warn_degraded
@@ -30,6 +30,31 @@ from gwsandbox.model.task import Command, Task, check_limits
 from gwsandbox.model.text import format_size, shorten
 
 
+class PoolOptions(TypedDict, total=False):
+    """What an executor and a pool take by keyword as ``ProcessManager`` does."""
+
+    worker_timeout_seconds: float | None
+    memory_limit_in_gib: float | None
+    limits: Limits | None
+    total_memory: int | str | None
+    hardening: Hardening | None
+    backend: Literal["auto", "cgroup", "rlimit"]
+    start_method: Literal["fork", "forkserver"]
+    preload: Iterable[str]
+
+
+def check_names(options: Mapping[str, object]) -> None:
+    """See that a caller who has no checker of types gives no other names.
+
+    Raises:
+        TypeError: There is another.
+    """
+    if other := set(options) - PoolOptions.__annotations__.keys():
+        raise TypeError(
+            f"unexpected keyword argument {min(other)!r}; there are {', '.join(PoolOptions.__annotations__)}"
+        )
+
+
 class Parameters:
     """The parameters of ``ProcessManager`` and its like, checked; each attribute has the parameter's name."""
 
@@ -37,14 +62,14 @@ class Parameters:
         self,
         *,
         max_workers: int | Literal["auto"] | None,
-        worker_timeout_seconds: float | None,
-        memory_limit_in_gib: float | None,
-        limits: Limits | None,
-        total_memory: int | str | None,
-        hardening: Hardening | None,
-        backend: str,
-        start_method: str,
-        preload: Iterable[str],
+        worker_timeout_seconds: float | None = None,
+        memory_limit_in_gib: float | None = None,
+        limits: Limits | None = None,
+        total_memory: int | str | None = None,
+        hardening: Hardening | None = None,
+        backend: str = "auto",
+        start_method: str = "fork",
+        preload: Iterable[str] = (),
         pass_through: bool = False,
         grace_seconds: float = 0.0,
         says_begins: bool = False,
