@@ -31,11 +31,11 @@ def test_no_more_tasks_start_and_all_are_cancelled(tmp_path: Path, monkeypatch: 
     os.mkfifo(fifo)
     with ProcessManager(1, backend="rlimit") as manager:
         manager.queue_task(Task(say_and_wait, (str(fifo),)))
-        for number in range(8):
-            manager.queue_task(Task(abs, (number,)))
         completed = manager.as_completed()
         manager._feed()
         fifo.read_text()
+        for number in range(8):  # more than the supervisor is given at a time
+            manager.queue_task(Task(abs, (number,)))
         end_supervisor(manager)
         outcomes = [result.outcome for result in completed]
     assert outcomes == [Outcome.CANCELLED] * 9
