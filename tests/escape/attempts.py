@@ -461,7 +461,7 @@ def set_up_an_interface(caller: int, neighbour: int) -> None:
 
 @attempt("capabilities", root=True)
 def be_nicer_than_others(caller: int, neighbour: int) -> None:
-    os.setpriority(os.PRIO_PROCESS, 0, -1)
+    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 1)
 
 
 @attempt("capabilities", root=True)
