@@ -242,7 +242,7 @@ def _take_private_folders(hardening: Hardening, modules: tuple[str, ...], why_no
         return f"not: no view of mounts of its own ({why_no_view})"
     try:
         here = os.getcwd()
-        kept = (*(hardening.readable or ()), *(hardening.writable or ()), *modules, here)
+        kept = (*reach.interpreter(), *(hardening.readable or ()), *(hardening.writable or ()), *modules, here)
         for folder in reach.TEMPORARY:
             with contextlib.suppress(FileNotFoundError):
                 namespaces.make_private(folder, int(hardening.temporary or 0), kept)

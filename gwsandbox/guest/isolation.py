@@ -102,7 +102,7 @@ def _take_root(made: Isolation, options: RunOptions, users: Collection[int]) -> 
 def _take_slots(made: Isolation, options: RunOptions) -> None:
     hardening = options.hardening
     sizes = {path: int(hardening.temporary or 0) for path in reach.TEMPORARY if not os.path.islink(path)}
-    given = (*(hardening.readable or ()), *(hardening.writable or ()), *options.modules)
+    given = (*reach.interpreter(), *(hardening.readable or ()), *(hardening.writable or ()), *options.modules)
     kept = {os.path.realpath(path) for path in given}
     below: list[str] = []
     for path in sorted(path for path in kept if any(path.startswith(f"{folder}/") for folder in sizes)):

@@ -38,7 +38,7 @@ def file_rules(hardening: Hardening, modules: Iterable[str]) -> dict[str, int]:
     """
     rules = dict.fromkeys(_DEVICES, landlock.READ | landlock.WRITE)
     if hardening.readable is not None:
-        given = (*_interpreter(), *_matching((*_SYSTEM, *_SHARED)), *modules, *hardening.readable)
+        given = (*interpreter(), *_matching((*_SYSTEM, *_SHARED)), *modules, *hardening.readable)
         for path in set(map(os.path.realpath, given)):
             rules[path] = rules.get(path, 0) | landlock.READ
         for path in modules:  # a module is found by the names in its folder
@@ -57,7 +57,7 @@ def view(hardening: Hardening, modules: Iterable[str], users: Iterable[int]) -> 
         modules: Files and folders of modules that the caller has loaded.
         users: Ids of users that guests may be, beside the caller's.
     """
-    given = (*_interpreter(), *_matching(_SYSTEM), *modules, *(hardening.readable or ()))
+    given = (*interpreter(), *_matching(_SYSTEM), *modules, *(hardening.readable or ()))
     paths = dict.fromkeys(given, False) | dict.fromkeys(hardening.writable or (), True)
     paths = {path: writable for path, writable in paths.items() if not f"{path}/".startswith(("/proc/", "/dev/pts/"))}
     ids = {os.getuid(): "caller", 0: "root", **{uid: f"guest{uid}" for uid in users}, 65534: "nobody"}
@@ -77,7 +77,7 @@ def view(hardening: Hardening, modules: Iterable[str], users: Iterable[int]) -> 
     )
 
 
-def _interpreter() -> Iterator[str]:
+def interpreter() -> Iterator[str]:
     """Where it is, what it is started by, and the folders for its packages."""
     yield from {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix} - {"/"}
     yield from (path for path in sys.path if os.path.basename(path) in {"site-packages", "dist-packages"})

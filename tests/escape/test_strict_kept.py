@@ -13,9 +13,11 @@ import sys
 import tempfile
 import threading
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import test_kept
 from support import MARK, PACE, BackendName, run_all, run_task
@@ -268,3 +270,20 @@ def test_a_command_sees_no_more(backend: BackendName, tmp_path: Path) -> None:
     assert shown.result.stdout == b"text", shown
     assert hidden.exit_code == 1, hidden
     assert subprocess.run(["cat", f"{ROOT}/README.md"], capture_output=True, check=True).stdout
+
+
+@pytest.mark.strict
+def test_an_interpreter_below_a_folder_for_temporary_files_is_seen(tmp_path: Path) -> None:
+    venv.create(tmp_path / "own", symlinks=True)
+    (own,) = (tmp_path / "own").glob("lib/python*/site-packages")
+    (own / "late.py").write_text("VALUE = 7\n")
+    source = """
+from gwsandbox import Hardening, run
+result = run(exec, ("import late; assert late.VALUE == 7",), hardening=Hardening.strict(), backend="rlimit")
+print(result.outcome.name, result.detail)
+"""
+    packages = os.path.dirname(os.path.dirname(cloudpickle.__file__))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{packages}", "PYTHONWARNINGS": "ignore"}
+    words = [str(tmp_path / "own" / "bin" / "python"), "-c", source]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60 * PACE, check=False)
+    assert done.stdout == "SUCCEEDED \n", done.stderr
