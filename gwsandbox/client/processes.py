@@ -169,20 +169,23 @@ class Processes:
                 self._ends[0].shutdown(socket.SHUT_WR)
 
     def adopt_supervisor(self, pidfd: int) -> None:
-        """Keep the supervisor's pidfd; does no harm if it is done again."""
+        """Keep the supervisor's pidfd, and learn of its death by that; does no harm if it is done again."""
         if pidfd not in self.pidfds:
             self.pidfds.append(pidfd)
+        assert self.epoll is not None
+        with contextlib.suppress(FileExistsError):
+            self.epoll.register(pidfd, select.EPOLLIN)
 
     def is_supervisor_dead(self, ready: set[int]) -> bool:
         """Whether that follows from what is ready, of which nothing is left to be read.
 
-        While the supervisor lives the run goes on without a reaper, whose duty ``end`` and its caller have then.
+        While the supervisor lives the run goes on without a reaper, whose duty ``end_reaper`` and its caller have then.
+        A reaper may die before the supervisor has said that it is there: either that comes, or the socket's end.
         """
-        if self.pidfds[0] not in ready or len(self.pidfds) == 1:
+        if ready & {*self.pidfds} != {self.pidfds[0]}:
             return True
         assert self.epoll is not None
-        with contextlib.suppress(FileNotFoundError, FileExistsError):  # an interrupted call has done so
-            self.epoll.register(self.pidfds[1], select.EPOLLIN)
+        with contextlib.suppress(FileNotFoundError):  # an interrupted call has done so
             self.epoll.unregister(self.pidfds[0])
         return False
 
@@ -200,15 +203,18 @@ class Processes:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def end_reaper(self) -> None:
-        """Wait until the reaper is dead. It has cleared up by then, or is killed and that is left to us."""
+        """Wait until the reaper is dead, and a supervisor that outlives it.
+
+        The reaper has cleared up by then, or is killed and that is left to us.
+        """
         with contextlib.suppress(OSError):  # it is dead, or cannot be continued
             os.kill(self._reapers[0], signal.SIGCONT)  # a guest may have stopped it before it killed the supervisor
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            if self.pidfds:
-                poll = unpatched.module("select").poll()
-                poll.register(self.pidfds[0], select.POLLIN)
-                if not poll.poll(_END_SECONDS * 1000):
-                    os.kill(self._reapers[0], signal.SIGKILL)
+        for pidfd in self.pidfds:
+            poll = unpatched.module("select").poll()
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(_END_SECONDS * 1000):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         self._reap()
 
     def _reap(self) -> None:

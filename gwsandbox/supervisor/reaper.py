@@ -41,11 +41,11 @@ def watch_over(backend: Backend, supervise: Callable[[], None], end: _socket.soc
     code = 1
     try:
         if pid == 0:
+            _say_started(end, group)  # not by the reaper: where that is killed now, nobody would say it
             supervise()
             os.kill(os.getppid(), signal.SIGCONT)  # a guest may have stopped the reaper too; now none is left
             code = 0
         else:
-            _say_started(end, pid, group)
             descriptors.close_all_but({*range(3), *backend.descriptors()})
             code = _wait(pid)
             try:
@@ -68,10 +68,10 @@ def _fork(backend: Backend) -> int:
         raise SandboxError("fork supervisor", errno=error.errno or 0, remedy=remedy) from error
 
 
-def _say_started(end: _socket.socket, pid: int, group: str) -> None:
-    """Send the caller a pidfd of the supervisor. It can do without, so nothing is waited for."""
+def _say_started(end: _socket.socket, group: str) -> None:
+    """In the supervisor: send the caller its pidfd. It can do without, so nothing is waited for."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(os.getpid())
     except OSError:
         send(end, pack(Started(group), deque()))
         return

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from gwsandbox.guest import zygote
 from gwsandbox.ipc import channel
 from gwsandbox.linux import confine, landlock, procfs, syscalls
 from gwsandbox.model import foreign
-from gwsandbox.supervisor import launcher, supervisor
+from gwsandbox.supervisor import launcher, reaper, supervisor
 
 LARGE = 200_000  # bytes: more than a packet holds
 
@@ -277,3 +278,21 @@ def test_a_manager_that_is_forgotten_ends_its_run(backend: BackendName) -> None:
     assert procfs.children(os.getpid())
     del manager
     assert procfs.children(os.getpid()) == []
+
+
+def test_a_reaper_that_is_killed_before_its_supervisor_has_said_that_it_is_there(
+    backend: BackendName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = reaper._say_started
+
+    def kill_reaper_and_say(end: socket.socket, group: str) -> None:
+        parent = os.getppid()
+        os.kill(parent, signal.SIGKILL)
+        while os.getppid() == parent:
+            pass
+        say(end, group)
+
+    monkeypatch.setattr(reaper, "_say_started", kill_reaper_and_say)
+    with ProcessManager(2, backend=backend) as manager:
+        manager.queue_tasks(Task(abs, (-number,)) for number in range(5))
+    assert [result.outcome for result in manager.task_results] == [Outcome.SUCCEEDED] * 5
