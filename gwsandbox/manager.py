@@ -320,10 +320,9 @@ class ProcessManager:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Process the rest; or, where the block or that raised, cancel it and let the exception through."""
-        if os.getpid() != self._owner:
-            return  # a fork of the caller's own that unwinds: what runs is not its to end
-        try:
-            if error is None and (self._session is not None or self._queue or self._ready):
+        try:  # first of all: before it, Ctrl-C would leave all as it is
+            is_ours = os.getpid() == self._owner
+            if is_ours and error is None and (self._session is not None or self._queue or self._ready):
                 self.start_tasks()
         finally:
             try:
@@ -341,6 +340,8 @@ class ProcessManager:
             raise
 
     def _finish_cancelled(self) -> None:
+        if os.getpid() != self._owner:
+            return  # a fork of the caller's own that unwinds: what runs is not its to end
         self.cancel()
         self.task_results.extend(self.as_completed())
         self._close_session()

@@ -31,6 +31,7 @@ from gwsandbox.model.task import Command, Task
 from gwsandbox.supervisor.bootstrap import Inheritance, run_reaper
 
 _END_SECONDS = 30.0  # that a reaper has to clear up once its supervisor is dead; then it is killed
+_ANSWER_SECONDS = 2.0  # that a supervisor has to say that it is there, once its reaper is dead
 _SIGNALS = signal.valid_signals()
 
 
@@ -180,14 +181,20 @@ class Processes:
         """Whether that follows from what is ready, of which nothing is left to be read.
 
         While the supervisor lives the run goes on without a reaper, whose duty ``end_reaper`` and its caller have then.
-        A reaper may die before the supervisor has said that it is there: either that comes, or the socket's end.
+        A reaper may die before the supervisor has said that it is there: either that comes, or the socket's end. The
+        end does not come where another thread has forked between the call that made the socket and its being stored.
         """
-        if ready & {*self.pidfds} != {self.pidfds[0]}:
+        if ready & {*self.pidfds} != {self.pidfds[0]} or (len(self.pidfds) == 1 and not self._is_answered()):
             return True
         assert self.epoll is not None
         with contextlib.suppress(FileNotFoundError):  # an interrupted call has done so
             self.epoll.unregister(self.pidfds[0])
         return False
+
+    def _is_answered(self) -> bool:
+        poll = unpatched.module("select").poll()
+        poll.register(self._ends[0], select.POLLIN)
+        return bool(poll.poll(_ANSWER_SECONDS * 1000))
 
     # --- ending -------------------------------------------------------------------------------------
 
