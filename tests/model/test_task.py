@@ -171,7 +171,7 @@ def test_a_commands_equality_and_hash() -> None:
         (lambda: Command(["a"], env=["A=1"]), TypeError, "env must be a mapping, not list"),
         (lambda: Command(["a"], cwd="x\0y"), ValueError, "NUL byte"),
         (lambda: Command(["a"], cwd=1), TypeError, "int"),
-        (lambda: Command(["a"], stdin="text"), TypeError, "stdin must be bytes, not str"),
+        (lambda: Command(["a"], stdin="text"), TypeError, "stdin must be bytes or an iterable of them, not str"),
         (lambda: Command(["a"], limits=5), TypeError, "limits must be gwsandbox.Limits or None, not int"),
     ],
 )

@@ -96,6 +96,8 @@ ROWS = [
     row("returned in the instant of cancelling", "SUCCEEDED", "", exit_code=0, reason="CANCELLED", delivery="VALUE"),
     # --- memory of others -------------------------------------------------------------------------------
     row("ancestor's or host's OOM", "KILLED", "not for this task's own limit", exit_code=-9, **ANCESTORS_OOM),
+    row("OOM of all tasks together", "KILLED", "as all tasks together reached total_memory of 4 GiB", exit_code=-9, total_memory=4 * 1024**3, **ANCESTORS_OOM),
+    row("SIGKILL beside total_memory", "KILLED", "ended by SIGKILL, sent by itself or from outside", exit_code=-9, total_memory=4 * 1024**3),
     row("ancestor's OOM took a descendant", "SUCCEEDED", "", exit_code=0, delivery="VALUE", **ANCESTORS_OOM),
     row("nested group's OOM, survived", "SUCCEEDED", "", exit_code=0, delivery="VALUE", **NESTED_OOM),
     row("nested group's OOM, killed", "KILLED", "in a cgroup that the task made itself", exit_code=-9, **NESTED_OOM),
