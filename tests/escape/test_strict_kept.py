@@ -124,7 +124,8 @@ def leave_and_shut() -> list[str]:
 
 def test_what_a_task_leaves_is_gone_before_the_next(backend: BackendName) -> None:
     results = run_all(backend, [Task(leave_and_shut)] * 6, workers=1, hardening=STRICT)
-    assert [result.result for result in results] == [[]] * 6, results
+    given = {Path(path).parts[2] for path in (sys.prefix, ROOT) if Path(path).is_relative_to("/tmp")}  # as it may be
+    assert [set(result.result) - given for result in results] == [set()] * 6, results
 
 
 def fill_the_folder() -> None:
