@@ -10,10 +10,12 @@ import contextlib
 import os
 import pickle
 import sys
+from collections import deque
 from collections.abc import Mapping
 
 from gwsandbox.backends.base import Backend
-from gwsandbox.ipc.channel import Packet
+from gwsandbox.ipc import call
+from gwsandbox.ipc.channel import PACKET, STORED, Packet
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.options import RunOptions
 
@@ -50,8 +52,17 @@ def environment(hardening: Hardening) -> Mapping[str, str]:
     return {name: os.environ[name] for name in (*hardening.environment, *_TO_START) if name in os.environ}
 
 
-def preparation(options: RunOptions, backend: Backend) -> Packet:
-    """What it needs to know, that a fork would."""
+def preparation(options: RunOptions, backend: Backend, memfds: deque[int]) -> Packet:
+    """What it needs to know, that a fork would.
+
+    Args:
+        options: Of the run.
+        backend: How limits are held.
+        memfds: Gets the descriptor of what is too large for a packet, which is the caller's to close.
+    """
     path = [_began_in if folder == "" else folder for folder in sys.path]
     message = (os.getpid(), [folder for folder in path if folder != ""], sys.argv, backend.name, options)
-    return Packet(pickle.dumps(message, protocol=5))
+    data = pickle.dumps(message, protocol=5)
+    if len(data) <= PACKET:
+        return Packet(data)
+    return Packet(STORED, (call.store(data, "gwsandbox-preparation", memfds),))

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from itertools import starmap
+from itertools import compress, starmap
 from typing import Any
 
 from gwsandbox.backends.base import Backend
@@ -30,7 +30,7 @@ from gwsandbox.client.results import make_result
 from gwsandbox.client.running import RunningTask
 from gwsandbox.client.streams import RunningStreams
 from gwsandbox.client.trace import trace_result
-from gwsandbox.client.uninterrupted import store
+from gwsandbox.client.uninterrupted import close_all, store
 from gwsandbox.guest.reach import loaded_modules
 from gwsandbox.ipc import call, channel
 from gwsandbox.ipc.birth import LARGEST_WORK
@@ -110,7 +110,8 @@ class Session:
         self._processes.start(self._inherited_tasks)
         if self._options.start_method != "fork":
             with contextlib.suppress(BrokenPipeError):  # it is dead already, which is said below or by the first task
-                self._send(clean_interpreter.preparation(self._options, self._backend))
+                self._send(clean_interpreter.preparation(self._options, self._backend, self._processes.memfds))
+            close_all(self._processes.memfds)
         if self._options.preload or self._backend.may_refuse or self._options.hardening.require:
             self._await_start()
         self.started = True
@@ -369,11 +370,10 @@ class Session:
             self._made = made
             log_result(self._made, self._options.limits.overridden_by(task.limits))
             trace_result(self._made)
-        if not self.results or self.results[-1] is not self._made:
-            self.results.append(self._made)
         self.running.pop(number, None)
-        self._unfinished.pop(number, None)
         self.streams.finish(number)
+        # One call of C takes the task away and gives its result: neither is there twice, nor lost.
+        self.results.extend(compress((self._made,), starmap(self._unfinished.pop, ((number,),))))
 
     def _report_lost(self) -> None:
         for number in list(self._unfinished):

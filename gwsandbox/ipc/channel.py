@@ -33,6 +33,7 @@ from gwsandbox.model.verdict import Delivery
 HEAD = struct.Struct("=BQQ")  # which descriptors come along; the numbers of the first and the last order, or report
 _STORED, _ATTACHED = 1, 2  # the pickle is in the first descriptor; a descriptor comes with the message
 STDIN, STDOUT, STDERR = 1, 2, 4  # which streams of a program come with its order
+STORED = b"stored"  # instead of what a clean interpreter is to know: it is in the first descriptor
 PACKET = 1 << 16  # bytes, head included; malloc maps and unmaps a larger buffer each time that one is received
 ANCILLARY = socket.CMSG_SPACE(5 * array.array("i").itemsize)
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)

@@ -19,7 +19,8 @@ from typing import NamedTuple, NoReturn
 from gwsandbox.backends.base import Backend
 from gwsandbox.backends.cgroup.backend import CgroupBackend
 from gwsandbox.backends.rlimit import RlimitBackend
-from gwsandbox.ipc.channel import PACKET, Ended, Message, Sent, pack, send
+from gwsandbox.ipc import call
+from gwsandbox.ipc.channel import ANCILLARY, PACKET, STORED, Ended, Message, Sent, descriptors_of, pack, send
 from gwsandbox.ipc.channel_end import Channel
 from gwsandbox.linux import confine, descriptors, syscalls, unpatched
 from gwsandbox.linux.errnos import errno_of
@@ -130,9 +131,13 @@ def serve(number: int) -> NoReturn:
     descriptors.close_all_but({0, 1, 2, number})
     end = _socket.socket(fileno=number)
     os.set_inheritable(number, False)
-    data = end.recv(PACKET)
+    data, ancillary, _, _ = end.recvmsg(PACKET, ANCILLARY)
     if not data:
         os._exit(0)  # the caller is gone
+    if data == STORED:
+        (stored,) = descriptors_of(ancillary)
+        data = call.read_stored(stored)
+        os.close(stored)
     caller, sys.path[:], sys.argv[:], name, options = pickle.loads(data)
     try:
         _preload(options.preload, caller)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support import PACE, BackendName
 
+from gwsandbox import run
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # It says, as JSON, what the caller and a guest of its clean interpreter know.
@@ -133,3 +135,9 @@ def test_a_script_in_another_folder(backend: BackendName, tmp_path: Path) -> Non
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert (done.stdout, done.stderr) == ("42\n", "")
+
+
+def test_a_caller_with_more_to_say_than_a_packet_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, *(f"/nowhere/{number:0>90}" for number in range(1000))])
+    result = run(len, (b"abc",), start_method="forkserver", backend="rlimit")
+    assert result.result == 3, result.detail
