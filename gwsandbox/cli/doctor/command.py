@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +15,7 @@ from gwsandbox.cli.doctor.host import Host, inspect_host
 from gwsandbox.cli.doctor.probes import Finding, each_backend, probe_hardening
 from gwsandbox.cli.streams import print_lines
 from gwsandbox.model.errors import CgroupError, SandboxError
+from gwsandbox.model.hardening import ENFORCED as FULLY
 from gwsandbox.model.hardening import MECHANISMS
 from gwsandbox.model.limits import OPTIONS
 from gwsandbox.model.serialise import said_version
@@ -69,7 +71,7 @@ def _screen(findings: Findings, held: Mapping[str, str], host: Host, code: int) 
             yield f"  {OPTIONS[finding.limit]:<15} {finding.status:<9} {one_line(text)}"
     yield ""
     yield "hardening:"
-    yield from (f"  {name:<18} {one_line(held[name])}" for name in MECHANISMS if name in held)
+    yield from _hardening_lines(held)
     yield ""
     yield from (f"{name + ':':<14} {value}" for name, value in host.facts.items())
     for why, lines in host.advice:
@@ -78,6 +80,13 @@ def _screen(findings: Findings, held: Mapping[str, str], host: Host, code: int) 
         yield from (f"    {line}" for line in lines)
     yield ""
     yield _SUMMARY[code]
+
+
+def _hardening_lines(held: Mapping[str, str]) -> Iterator[str]:
+    """What holds fully together, and a line for each other mechanism, with the reason."""
+    full = [name for name in MECHANISMS if held.get(name) == FULLY]
+    yield from textwrap.wrap(", ".join(full), 100, initial_indent="  enforced: ", subsequent_indent=" " * 12)
+    yield from (f"  {name:<18} {one_line(held[name])}" for name in MECHANISMS if held.get(name, FULLY) != FULLY)
 
 
 def _as_object(findings: Findings, held: Mapping[str, str], host: Host, code: int) -> dict[str, Any]:
