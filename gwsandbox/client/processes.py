@@ -173,9 +173,12 @@ class Processes:
         """Keep the supervisor's pidfd, and learn of its death by that; does no harm if it is done again."""
         if pidfd not in self.pidfds:
             self.pidfds.append(pidfd)
+        self._watch_supervisor()
+
+    def _watch_supervisor(self) -> None:
         assert self.epoll is not None
-        with contextlib.suppress(FileExistsError):
-            self.epoll.register(pidfd, select.EPOLLIN)
+        with contextlib.suppress(OSError):  # watched already; or tried again, should the reaper die, who says it too
+            self.epoll.register(self.pidfds[1], select.EPOLLIN)
 
     def is_supervisor_dead(self, ready: set[int]) -> bool:
         """Whether that follows from what is ready, of which nothing is left to be read.
@@ -189,6 +192,8 @@ class Processes:
         assert self.epoll is not None
         with contextlib.suppress(FileNotFoundError):  # an interrupted call has done so
             self.epoll.unregister(self.pidfds[0])
+        if len(self.pidfds) > 1:
+            self._watch_supervisor()
         return False
 
     def _is_answered(self) -> bool:
