@@ -75,7 +75,10 @@ def _say_started(end: _socket.socket, group: str) -> None:
     except OSError:
         send(end, pack(Started(group), deque()))
         return
-    send(end, pack(Started(group), deque(), pidfd))
+    try:
+        send(end, pack(Started(group), deque(), pidfd))
+    finally:
+        os.close(pidfd)  # or the zygote and its guests would have it
 
 
 def _wait(pid: int) -> int:
