@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -103,6 +104,12 @@ def signalfd(numbers: Iterable[int]) -> int:
     if fd < 0:
         raise _fail("signalfd")
     return fd
+
+
+def sender_of_signal(fd: int) -> int:
+    """Take a pending signal from a descriptor of signalfd(2): the pid of its sender; 0 where that is not seen here."""
+    info = os.read(fd, 128)  # struct signalfd_siginfo
+    return int.from_bytes(info[12:16], sys.byteorder)
 
 
 def close_range(first: int, last: int) -> None:

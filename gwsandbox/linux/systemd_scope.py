@@ -261,3 +261,14 @@ def _properties(own: Unit | None) -> list[tuple[str, tuple[str, Any]]]:
         ("CollectMode", ("s", "inactive-or-failed")),
         *((name, own[name]) for name in _CARRIED if own is not None and _confines(name, own)),
     ]
+
+
+def is_manager(pid: int) -> bool:
+    """Whether a process is systemd: that of the system, or of a user; 0 is one outside of this PID namespace."""
+    if pid <= 1:
+        return True
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read() == "systemd\n"
+    except OSError:
+        return False

@@ -64,7 +64,7 @@ from collections.abc import Callable, Mapping
 from gwsandbox.backends.base import Backend
 from gwsandbox.ipc.channel import Begun, Cancel, Confined, Ended, Order
 from gwsandbox.ipc.channel_end import Channel
-from gwsandbox.linux import syscalls
+from gwsandbox.linux import syscalls, systemd_scope
 from gwsandbox.linux.errnos import is_not_now
 from gwsandbox.model.errors import SandboxError
 from gwsandbox.model.hardening import ENFORCED
@@ -232,7 +232,9 @@ class Supervisor:
                 self._guard(attempt, functools.partial(self._end, attempt, Reason.CANCELLED))
 
     def _stop(self) -> None:
-        """Somebody has stopped the scope of the run: cancel what runs, and let the caller start nothing more."""
+        """Where it is systemd that sends SIGTERM: cancel what runs, and let the caller start nothing more."""
+        if not systemd_scope.is_manager(syscalls.sender_of_signal(self._stops)):
+            return
         self._loop.forget(self._stops)
         if not self._link.is_closed:
             self._link.say(Ended(SandboxError("run tasks: systemd has stopped their scope"), stopped=True))

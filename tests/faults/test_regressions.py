@@ -150,8 +150,8 @@ def test_two_threads_that_start_at_once_do_not_hold_each_others_ends(backend: Ba
 
 def test_a_stopped_zygote_holds_up_no_deadline(backend: BackendName) -> None:
     """More is asked of it than its socket holds."""
-    with ProcessManager(16, 1.0 * PACE, backend=backend) as manager:
-        manager.queue_task(Task(signal.pause))
+    with ProcessManager(16, backend=backend) as manager:
+        manager.queue_task(Task(signal.pause, limits=Limits(wall_seconds=1.0 * PACE)))
         completed = manager.as_completed()
         manager._feed()
         _, _, forker = helpers(os.getpid())

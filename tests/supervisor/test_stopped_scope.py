@@ -10,7 +10,7 @@ import pytest
 
 from gwsandbox import Outcome, ProcessManager, Task
 from gwsandbox.backends.rlimit import RlimitBackend
-from gwsandbox.linux import procfs
+from gwsandbox.linux import procfs, systemd_scope
 
 
 def say_and_wait(path: str) -> None:
@@ -27,6 +27,8 @@ def end_supervisor(manager: ProcessManager) -> None:
 
 def test_no_more_tasks_start_and_all_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RlimitBackend, "in_scope", True)
+    sender = os.getpid()
+    monkeypatch.setattr(systemd_scope, "is_manager", lambda pid: pid == sender)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with ProcessManager(1, backend="rlimit") as manager:
@@ -40,3 +42,18 @@ def test_no_more_tasks_start_and_all_are_cancelled(tmp_path: Path, monkeypatch: 
         outcomes = [result.outcome for result in completed]
     assert outcomes == [Outcome.CANCELLED] * 9
     assert manager.task_results == []
+
+
+def test_a_signal_of_another_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RlimitBackend, "in_scope", True)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with ProcessManager(1, backend="rlimit") as manager:
+        manager.queue_task(Task(fifo.write_text, ("x",)))
+        manager.queue_task(Task(fifo.write_text, ("y",)))
+        completed = manager.as_completed()
+        manager._feed()
+        end_supervisor(manager)
+        assert fifo.read_text() == "x"
+        assert fifo.read_text() == "y"
+        assert [result.outcome for result in completed] == [Outcome.SUCCEEDED] * 2
