@@ -31,7 +31,7 @@ CORPUS = ROOT / "tests" / "corpus"
 NAMES = ("PATH", "LANG", MARK)
 STRICT = Hardening.strict(environment=NAMES)
 
-pytestmark = pytest.mark.strict
+pytestmark = [pytest.mark.strict, pytest.mark.thorough]
 
 
 # --- what a guest can -----------------------------------------------------------------------------------
