@@ -371,7 +371,7 @@ def refused_and_held() -> None:
 
 def test_a_program_that_is_refused_memory_and_fails_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rlimit, "_room_to_reserve", lambda: 64 * MIB)
-    source = "import time, mmap\nheld = mmap.mmap(-1, 120 << 20, flags=34)\ntime.sleep(0.5)\nx = bytearray(1 << 28)"
+    source = "import time, mmap\nheld = mmap.mmap(-1, 120 << 20, flags=34)\ntime.sleep(1.5)\nx = bytearray(1 << 28)"
     limits = Limits(memory=64 * MIB, wall_seconds=60 * PACE)
     result = run_task("rlimit", Command([sys.executable, "-S", "-c", source], limits=limits))
     assert (result.outcome, result.exit_code) == (Outcome.FAILED, 1), result
