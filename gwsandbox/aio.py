@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 from gwsandbox.client.parameters import Parameters, PoolOptions, check_names, check_task
+from gwsandbox.client.session import Session
 from gwsandbox.client.streams import PAUSE
 from gwsandbox.client.task_queue import Submission, TaskQueue
 from gwsandbox.model.limits import Limits
@@ -76,7 +79,7 @@ class SandboxPool:
             if self._parameters.start_method == "fork":
                 queue.start()  # in this thread, which is all that guests will have
             else:
-                queue.adopt(await asyncio.to_thread(queue.started_session))  # it imports what is to be preloaded
+                queue.adopt(await _started_in_thread(queue))  # it imports what is to be preloaded
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(queue.fileno(), self._turn)
         except BaseException:
@@ -322,3 +325,26 @@ class _Drawn:
 
 async def _next(tasks: AsyncIterator[object]) -> object:
     return await anext(tasks)
+
+
+async def _started_in_thread(queue: TaskQueue) -> Session:
+    """A session that another thread starts. Where this is cancelled meanwhile, that thread closes it."""
+    started: deque[Session] = deque()
+    is_unwanted = threading.Event()
+
+    def close() -> None:
+        with contextlib.suppress(IndexError):  # the other side has taken it
+            started.pop().close()
+
+    def start() -> None:
+        started.append(queue.started_session())
+        if is_unwanted.is_set():
+            close()
+
+    try:
+        await asyncio.to_thread(start)
+    except BaseException:
+        is_unwanted.set()
+        close()
+        raise
+    return started.pop()

@@ -107,6 +107,21 @@ def test_in_a_clean_interpreter(backend: BackendName) -> None:
 # --- cancelling ----------------------------------------------------------------------------------------------
 
 
+def test_a_block_that_is_cancelled_as_it_is_entered_leaves_nothing(backend: BackendName) -> None:
+    async def enter() -> None:
+        async with SandboxPool(1, backend=backend, start_method="forkserver", preload=("decimal",)):
+            pass
+
+    async def main() -> None:
+        entering = asyncio.create_task(enter())
+        await asyncio.sleep(0)  # it goes as far as it can without the thread
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("how", ["cancel", "timeout", "group"])
 def test_a_cancelled_coroutine_ends_its_guest(backend: BackendName, how: str, pipe: tuple[int, int]) -> None:
     async def ended(pool: SandboxPool, begun: asyncio.Event) -> None:
