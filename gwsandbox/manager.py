@@ -28,8 +28,8 @@ Work = Task | Command
 
 # Attributes that may be assigned: they hold for what starts after that.
 _SET_BY_USERS = (
-    *("max_workers", "worker_timeout_seconds", "memory_limit_in_gib", "limits", "hardening"),
-    *("start_method", "preload"),
+    *("max_workers", "worker_timeout_seconds", "memory_limit_in_gib", "limits", "total_memory"),
+    *("hardening", "start_method", "preload"),
 )
 
 
@@ -68,6 +68,15 @@ class ProcessManager:
         CgroupError: ``backend="cgroup"``, and this process gets no delegated cgroup v2; says why and what to do.
     """
 
+    max_workers: int
+    worker_timeout_seconds: float | None
+    memory_limit_in_gib: float | None
+    limits: Limits
+    total_memory: int
+    hardening: Hardening
+    start_method: str
+    preload: tuple[str, ...]
+
     def __init__(
         self,
         max_workers: int | Literal["auto"] | None = None,
@@ -100,13 +109,8 @@ class ProcessManager:
             says_begins=_says_begins,
             stacklevel=2,
         )
-        self.max_workers = self._parameters.max_workers
-        self.worker_timeout_seconds = self._parameters.worker_timeout_seconds
-        self.memory_limit_in_gib = self._parameters.memory_limit_in_gib
-        self.limits = self._parameters.limits
-        self.hardening = self._parameters.hardening
-        self.start_method = self._parameters.start_method
-        self.preload = self._parameters.preload
+        for name in _SET_BY_USERS:
+            setattr(self, name, getattr(self._parameters, name))
         self.task_results: list[TaskResult] = []
         # Ctrl-C may come between any two bytecodes: see client/session.py for what follows from that.
         self._queue: deque[tuple[int, Work] | Iterator[Work]] = deque()
