@@ -15,6 +15,7 @@ from gwsandbox.client.parameters import Parameters, check_task
 from gwsandbox.client.results import never_started
 from gwsandbox.client.running import RunningTask
 from gwsandbox.client.session import Session
+from gwsandbox.client.uninterrupted import enters_uninterrupted
 from gwsandbox.model.errors import CgroupError
 from gwsandbox.model.hardening import Hardening
 from gwsandbox.model.limits import Limits
@@ -295,7 +296,7 @@ class ProcessManager:
             setattr(self._parameters, name, getattr(self, name))
         # Kept before it is started: whatever interrupts that, it is closed.
         self._session = self._parameters.session(inherited_tasks, self._ready)
-        # Ctrl-C at the first bytecode of __exit__ leaves the block without it. Then this ends what runs.
+        # Outside of a block nobody may close it. Then this ends what runs.
         self._forgotten = weakref.finalize(self, _close_forgotten, self._session, self._owner)
         self._forgotten.atexit = False  # the end of this process ends it too
         try:
@@ -320,6 +321,7 @@ class ProcessManager:
     def __enter__(self) -> Self:
         return self
 
+    @enters_uninterrupted
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
